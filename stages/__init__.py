@@ -1,0 +1,1 @@
+"""The pipeline: one script per stage of dvc.yaml, of the same name."""

@@ -1,0 +1,55 @@
+"""Obtains the pretrained network, cuts its top off and stores it as one complete model.
+
+Reads:  a package that ships weights, or keras.applications.
+Writes: models/backbone.keras — RGB images of any size, 0–255, to the last feature map; resizing
+        and the network's own input scaling are layers inside.
+"""
+
+from typing import Literal
+
+from pydantic import field_validator, model_validator
+
+from stages.common import models, params, paths
+from stages.common.backbones import BACKBONES, build
+from stages.common.run import run, start_tensorflow
+
+
+@params.params_dataclass
+class BackboneParams:
+    """Section `backbone`."""
+
+    name: params.Text
+    weights: Literal["imagenet"] | None
+    image_size: params.PositiveInt
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in BACKBONES:
+            raise ValueError(
+                f"expected one of {', '.join(BACKBONES)}, received {name!r}"
+                f"{params.nearest(name, BACKBONES)}"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _weights_exist(self):
+        if self.weights not in BACKBONES[self.name].weights:
+            raise ValueError(f"weights: {self.name} has none; write null")
+        return self
+
+
+def main() -> None:
+    """Builds the network and saves it."""
+    parameters = params.load("backbone", BackboneParams)
+    start_tensorflow()
+    backbone = build(parameters.name, parameters.weights, parameters.image_size)
+    model = models.with_any_size(backbone)
+    models.save(model, paths.BACKBONE)
+    print(
+        f"{parameters.name}: {backbone.count_params():,} parameters, {len(backbone.layers)} layers"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

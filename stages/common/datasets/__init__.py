@@ -1,0 +1,1 @@
+"""Our own data sources, each a TFDS builder."""

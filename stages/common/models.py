@@ -1,0 +1,178 @@
+"""Puts models together, and saves them so that equal models are equal bytes.
+
+A model file is complete: RGB images, uint8 or float 0–255, of any size, to probabilities. It
+loads with plain `keras.models.load_model`. Its layers, by name:
+
+    images → resize → backbone → [pool] → head → temperature → probabilities
+
+`backbone` and `head` are models of their own, so that their layers can be reached.
+"""
+
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+
+# The oldest date that a zip file can hold.
+ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def with_any_size(backbone):
+    """The backbone behind an input of any size and a layer that resizes.
+
+    Args:
+        backbone: a keras.Model from images of one size to feature maps.
+
+    Returns:
+        A keras.Model from (batch, height, width, 3), RGB 0–255, to feature maps.
+    """
+    import keras
+
+    image_size = backbone.input_shape[1]
+    images = keras.Input((None, None, 3), name="images")
+    # Antialiasing acts only where a picture is made smaller.
+    resized = keras.layers.Resizing(
+        image_size, image_size, interpolation="bilinear", antialias=True, name="resize"
+    )(images)
+    return keras.Model(images, backbone(resized), name="backbone_any_size")
+
+
+def assemble(backbone_model, head, temperature: float = 1.0):
+    """A whole classifier.
+
+    Args:
+        backbone_model: what `with_any_size` gave.
+        head: a keras.Model named 'head' from pooled features (batch, channels) or feature maps
+            (batch, height, width, channels) to logits (batch, classes).
+        temperature: by which logits are divided before the softmax (Guo et al. 2017).
+
+    Returns:
+        A keras.Model from images to probabilities (batch, classes), float32.
+    """
+    import keras
+
+    features = backbone_model.output
+    if len(head.input_shape) == 2:
+        features = keras.layers.GlobalAveragePooling2D(name="pool")(features)
+    return _with_probabilities(backbone_model.input, head(features), temperature)
+
+
+def with_temperature(model, temperature: float):
+    """The same classifier, layers shared, with another temperature."""
+    return _with_probabilities(model.input, logits_of(model).output, temperature)
+
+
+def _with_probabilities(images, logits, temperature: float):
+    import keras
+
+    cooled = keras.layers.Rescaling(1.0 / temperature, name="temperature")(logits)
+    probabilities = keras.layers.Softmax(name="probabilities", dtype="float32")(cooled)
+    return keras.Model(images, probabilities, name="classifier")
+
+
+def temperature_of(model) -> float:
+    """The temperature that a classifier divides its logits by."""
+    return 1.0 / model.get_layer("temperature").scale
+
+
+def logits_of(model):
+    """The classifier up to its logits, layers shared: what is trained."""
+    import keras
+
+    return keras.Model(model.input, model.get_layer("temperature").input, name="logits")
+
+
+def training_model(model, augmentation, image_shape):
+    """The classifier as it trains, layers shared: augmentation in front, logits at the end.
+
+    The backbone runs with `training=False` here, so that BatchNorm keeps its statistics whether or
+    not γ and β train. Baking that into the saved graph would not do: Keras 3 lets the `training`
+    of the outer call replace the one a functional model was built with.
+
+    Args:
+        model: from `assemble`.
+        augmentation: a layer from images to images that acts in training only.
+        image_shape: [height, width, 3] of the training images.
+
+    Returns:
+        A built keras.Model from images (batch, *image_shape), 0–255, to logits (batch, classes).
+    """
+    import keras
+
+    pool = [layer for layer in model.layers if layer.name == "pool"]
+
+    class TrainingModel(keras.Model):
+        def __init__(self):
+            super().__init__(name="training")
+            self.augmentation = augmentation
+            self.resize = model.get_layer("resize")
+            self.backbone = model.get_layer("backbone")
+            self.pool = pool
+            self.head = model.get_layer("head")
+
+        def call(self, images, training=False):
+            images = self.augmentation(images, training=training)
+            features = self.backbone(self.resize(images), training=False)
+            for layer in self.pool:
+                features = layer(features)
+            return self.head(features, training=training)
+
+    trained = TrainingModel()
+    trained(keras.Input(tuple(image_shape), name="training_images"))
+    return trained
+
+
+def leaf_layers(model):
+    """All layers in order, those of models inside included; the models themselves are not."""
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from leaf_layers(layer)
+        else:
+            yield layer
+
+
+def save(model, path: Path) -> None:
+    """Saves an uncompiled model as a .keras file whose bytes depend on the model alone.
+
+    Keras stores the date and memory addresses and the zip format stores times, so two saves of one
+    model differ and DVC would run again all that follows (keras#15143). All three are removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        dated = Path(folder) / "model.keras"
+        model.save(dated)
+        with zipfile.ZipFile(dated) as source, zipfile.ZipFile(path, "w") as target:
+            for name in sorted(source.namelist()):
+                content = source.read(name)
+                if name.endswith(".json"):
+                    described = _without_addresses(json.loads(content), {})
+                    described.pop("date_saved", None)
+                    content = json.dumps(described, sort_keys=True).encode()
+                target.writestr(zipfile.ZipInfo(name, ZIP_EPOCH), content)
+
+
+def _without_addresses(described, numbers: dict[int, int]):
+    """A model's description with its shared objects numbered in order, not by their address.
+
+    Keras marks an object that several layers share by `id()`. Data type policies are values, so
+    that sharing them means nothing; after a reload they are not marked either.
+    """
+    if isinstance(described, list):
+        return [_without_addresses(part, numbers) for part in described]
+    if not isinstance(described, dict):
+        return described
+    result = {key: _without_addresses(part, numbers) for key, part in described.items()}
+    if "shared_object_id" in result:
+        address = result.pop("shared_object_id")
+        if result.get("class_name") != "DTypePolicy":
+            result["shared_object_id"] = numbers.setdefault(address, len(numbers))
+    return result
+
+
+def load(path: Path):
+    """A saved model, not compiled."""
+    import keras
+
+    return keras.models.load_model(path, compile=False)

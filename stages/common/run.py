@@ -1,0 +1,128 @@
+"""How a script starts, and how it ends when something is wrong: one sentence and exit status 1."""
+
+import contextlib
+import errno
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend. The text says what was received, what is allowed, what to do."""
+
+
+_SYSTEM_ERRORS = {
+    errno.ENOSPC: "the disk is full; free some space (`dvc gc --workspace` drops old results)",
+    errno.EDQUOT: "the disk quota is used up; free some space (`dvc gc --workspace` drops results)",
+    errno.EROFS: "the file system is read-only; run in a folder that can be written to",
+    errno.EACCES: "permission denied; give the user who runs the pipeline access to it",
+    errno.EPERM: "operation not permitted; give the user who runs the pipeline access to it",
+}
+
+
+def explain(error: BaseException) -> str | None:
+    """One sentence for an error that is the user's or the machine's; None for one that is ours.
+
+    TensorFlow and HDF5 report a full disk or a missing permission in exceptions of their own, so
+    the system's text is searched for as well as the error number.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").split(".")[0]
+        if package not in ("", "stages", "tools"):
+            return (
+                f"the package '{package}' is not installed in {sys.prefix}; "
+                "`make setup` installs what requirements.txt lists"
+            )
+    from_tensorflow = type(error).__module__.startswith("tensorflow.")
+    if isinstance(error, OSError) or from_tensorflow:
+        for number, advice in _SYSTEM_ERRORS.items():
+            by_number = getattr(error, "errno", None) == number
+            if by_number or os.strerror(number).lower() in str(error).lower():
+                where = getattr(error, "filename", None)
+                return f"{advice} ({f'{where}: ' if where else ''}{os.strerror(number)})"
+    return None
+
+
+def run(main: Callable[[], None]) -> None:
+    """Calls `main`; turns an error that has an explanation into one line and exit status 1."""
+    if not sys.stderr.isatty():
+        # In a log, bars (the libraries' too) add a line every ten seconds at most.
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def start_tensorflow(seed: int | None = None) -> None:
+    """Imports TensorFlow without its start-up messages and seeds Python, NumPy and Keras.
+
+    Call it after the params were checked: the import takes seconds. On a CPU the same seed gives
+    the same bytes on one machine; a GPU needs deterministic kernels for that, so they are switched
+    on where there is one.
+    """
+    # TensorFlow reads these once, at import. 2 hides information and warnings; its error lines on
+    # a machine without a GPU say only that there is none.
+    no_gpu = not Path("/dev/nvidiactl").exists()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if no_gpu else "2")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    with _without_information_lines():
+        import keras
+        import tensorflow as tf
+    tf.get_logger().setLevel("ERROR")  # deprecations inside libraries are not the user's
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        # Without growth the first process takes all memory and a second stage cannot start.
+        tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.experimental.enable_op_determinism()
+    if seed is not None:
+        # Never 0: under that global seed tf.data compares a shuffle's own seed, a tensor where it
+        # depends on the epoch, with 0 in Python, and fails.
+        keras.utils.set_random_seed(seed + 1)
+
+
+@contextlib.contextmanager
+def _without_information_lines():
+    """Drops what native code writes to standard error at level I; all else is passed on.
+
+    TensorFlow 2.21 logs before its log level is in force, so the
+    lines can only be caught at the file descriptor.
+    """
+    sys.stderr.flush()
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+            caught.seek(0)
+            for line in caught.read().decode(errors="replace").splitlines():
+                if not re.match(r"I\d{4} |WARNING: All log messages before absl", line):
+                    print(line, file=sys.stderr)
+
+
+def progress(iterable, *, total: int | None, unit: str, description: str):
+    """The iterable, or None for updates by hand, with a progress bar and rate."""
+    from tqdm import tqdm
+
+    return tqdm(
+        iterable,
+        total=total,
+        unit=unit,
+        desc=description,
+        dynamic_ncols=True,
+    )

@@ -1,0 +1,210 @@
+"""Arrays on disk as TFRecord shards: decoded images and cached features share this one format.
+
+A folder holds `index.json` and `shard-00000.tfrecord`, … Each record is a tf.train.Example with
+`array` (raw bytes), `shape`, `label` and `id`. Everything streams: memory does not grow with the
+number of records, save for the shuffle buffer, whose bytes are bounded.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+INDEX_FILE = "index.json"
+# Few and large: DVC pays for each file, a reader does not gain from more.
+SHARD_BYTES = 64 * 2**20
+# Records are stored in random order already; this much is shuffled anew in each epoch.
+SHUFFLE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Index:
+    """What index.json says of a folder of shards."""
+
+    count: int
+    shape: list[int] | None  # of every record; None where they differ
+    largest_bytes: int  # of one record's array
+    dtype: str
+    class_names: list[str]
+    files: list[str]
+    sha256: str  # of all arrays, labels and ids, in order
+
+
+def read_index(folder: Path) -> Index:
+    """The index of a folder that `write` made."""
+    return Index(**json.loads((folder / INDEX_FILE).read_text(encoding="utf-8")))
+
+
+class ShardWriter:
+    """Writes records one by one; `with` closes the last shard and writes the index."""
+
+    def __init__(self, folder: Path, dtype: str, class_names: list[str]):
+        """Creates the folder. `dtype` is that of every array, 'uint8' or 'float16'."""
+        self._folder, self._dtype, self._class_names = folder, dtype, class_names
+        self._files: list[str] = []
+        self._writer = None
+        self._shard_bytes = 0
+        self._shapes: set[tuple[int, ...]] = set()
+        self._count = self._largest_bytes = 0
+        self._digest = hashlib.sha256()
+
+    def __enter__(self) -> "ShardWriter":
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def write(self, array: np.ndarray, label: int, example_id: str) -> None:
+        """Appends one record; the array must have the writer's dtype."""
+        import tensorflow as tf
+
+        if array.dtype != self._dtype:
+            raise TypeError(f"expected an array of {self._dtype}, received {array.dtype}")
+        raw = array.tobytes()
+        if self._writer is None or self._shard_bytes >= SHARD_BYTES:
+            self._start_shard()
+        values = {
+            "array": tf.train.Feature(bytes_list=tf.train.BytesList(value=[raw])),
+            "shape": tf.train.Feature(int64_list=tf.train.Int64List(value=array.shape)),
+            "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+            "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example_id.encode()])),
+        }
+        example = tf.train.Example(features=tf.train.Features(feature=values))
+        self._writer.write(example.SerializeToString(deterministic=True))
+        self._digest.update(raw + f"|{label}|{example_id}|".encode())
+        self._shapes.add(array.shape)
+        self._largest_bytes = max(self._largest_bytes, len(raw))
+        self._shard_bytes += len(raw)
+        self._count += 1
+
+    def _start_shard(self) -> None:
+        import tensorflow as tf
+
+        if self._writer is not None:
+            self._writer.close()
+        self._files.append(f"shard-{len(self._files):05}.tfrecord")
+        self._writer = tf.io.TFRecordWriter(str(self._folder / self._files[-1]))
+        self._shard_bytes = 0
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if error is not None:
+            return  # no index: what was written is not a whole folder
+        index = Index(
+            count=self._count,
+            shape=list(next(iter(self._shapes))) if len(self._shapes) == 1 else None,
+            largest_bytes=self._largest_bytes,
+            dtype=self._dtype,
+            class_names=self._class_names,
+            files=self._files,
+            sha256=self._digest.hexdigest(),
+        )
+        text = json.dumps(asdict(index), indent=2, sort_keys=True)
+        (self._folder / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def batches(folder: Path, batch_size: int, *, image_size: int | None = None):
+    """All records once, in stored order.
+
+    Args:
+        folder: what a ShardWriter wrote.
+        batch_size: records in a batch; the last may be smaller.
+        image_size: side in pixels to which images of differing shapes are brought, so that they
+            fit into one batch; where all have one shape they stay as they are.
+
+    Returns:
+        A tf.data.Dataset of (arrays (batch, *shape), labels (batch,) int64, ids (batch,) string).
+    """
+    import tensorflow as tf
+
+    index = read_index(folder)
+    records = tf.data.TFRecordDataset([str(folder / name) for name in index.files])
+    parsed = _parsed_batches(records, index, batch_size, image_size)
+    # Keras warns of missing data at the end of a dataset whose length it does not know.
+    length = tf.data.experimental.assert_cardinality(-(-index.count // batch_size))
+    return parsed.apply(length).prefetch(tf.data.AUTOTUNE)
+
+
+def training_batches(
+    folder: Path,
+    batch_size: int,
+    *,
+    seed: int,
+    first_epoch: int,
+    epochs: int,
+    image_size: int | None = None,
+):
+    """Shuffled epochs one after the other, from `first_epoch` up to, not including, `epochs`.
+
+    The order of an epoch follows from (seed, epoch) alone, so that a run resumed at an epoch sees
+    what an uninterrupted one would have seen.
+
+    Returns:
+        A tf.data.Dataset as `batches` gives, epochs × ceil(count / batch_size) batches long.
+    """
+    import tensorflow as tf
+
+    index = read_index(folder)
+    files = tf.constant([str(folder / name) for name in index.files])
+    buffer = max(batch_size, min(index.count, SHUFFLE_BYTES // max(index.largest_bytes, 1)))
+
+    def one_epoch(epoch):
+        epoch_seed = tf.random.experimental.stateless_fold_in(
+            tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), epoch
+        )
+        order = tf.random.experimental.stateless_shuffle(files, seed=epoch_seed)
+        records = tf.data.TFRecordDataset(order).shuffle(
+            buffer, seed=tf.abs(epoch_seed[1]), reshuffle_each_iteration=False
+        )
+        return _parsed_batches(records, index, batch_size, image_size)
+
+    dataset = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _parsed_batches(records, index: Index, batch_size: int, image_size: int | None):
+    """Serialized records to batches; parsed whole batches at a time where shapes are equal."""
+    import tensorflow as tf
+
+    rank = 3 if index.shape is None else len(index.shape)
+    features = {
+        "array": tf.io.FixedLenFeature([], tf.string),
+        "shape": tf.io.FixedLenFeature([rank], tf.int64),
+        "label": tf.io.FixedLenFeature([], tf.int64),
+        "id": tf.io.FixedLenFeature([], tf.string),
+    }
+    if index.shape is not None:
+
+        def parse_batch(serialized):
+            parsed = tf.io.parse_example(serialized, features)
+            arrays = tf.io.decode_raw(parsed["array"], index.dtype)
+            return tf.reshape(arrays, [-1, *index.shape]), parsed["label"], parsed["id"]
+
+        return records.batch(batch_size).map(parse_batch, num_parallel_calls=tf.data.AUTOTUNE)
+
+    if image_size is None:
+        raise ValueError("records of differing shapes need an image_size")
+
+    def parse_one(serialized):
+        parsed = tf.io.parse_single_example(serialized, features)
+        image = tf.reshape(tf.io.decode_raw(parsed["array"], index.dtype), parsed["shape"])
+        resized = tf.image.resize(image, (image_size, image_size), antialias=True)
+        pixels = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+        return tf.ensure_shape(pixels, (image_size, image_size, 3)), parsed["label"], parsed["id"]
+
+    parsed = records.map(parse_one, num_parallel_calls=tf.data.AUTOTUNE)
+    return parsed.batch(batch_size)
+
+
+def write_all(
+    folder: Path,
+    records: Iterable[tuple[np.ndarray, int, str]],
+    dtype: str,
+    class_names: list[str],
+) -> None:
+    """Writes an iterable of (array, label, id) as one folder of shards."""
+    with ShardWriter(folder, dtype, class_names) as writer:
+        for array, label, example_id in records:
+            writer.write(array, label, example_id)

@@ -1,0 +1,42 @@
+"""data/splits.csv: one row an image, the id that data/raw knows it by, and its split."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+SPLITS_FILE = Path("data/splits.csv")
+SPLIT_NAMES = ("train", "valid", "test")
+FIXED_COLUMNS = ("id", "split", "label", "group")
+
+
+@dataclass(frozen=True)
+class SplitRow:
+    """One image: its split, its class by name, the group it may not leave, other columns."""
+
+    id: str
+    split: str
+    label: str
+    group: str
+    columns: dict[str, str]
+
+
+def write(path: Path, rows: list[SplitRow], column_names: list[str]) -> None:
+    """Writes the rows in their order; other columns follow the fixed ones."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*FIXED_COLUMNS, *column_names])
+        for row in rows:
+            others = [row.columns[name] for name in column_names]
+            writer.writerow([row.id, row.split, row.label, row.group, *others])
+
+
+def read(path: Path = SPLITS_FILE) -> list[SplitRow]:
+    """The rows of the table in their order."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            SplitRow(
+                **{name: record.pop(name) for name in FIXED_COLUMNS},
+                columns=record,
+            )
+            for record in csv.DictReader(file)
+        ]

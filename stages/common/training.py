@@ -1,0 +1,376 @@
+"""What the two training stages share: optimizer, schedule, loss, history, backups, temperature."""
+
+import csv
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from stages.common import params, paths, tables
+
+
+@params.params_dataclass
+class TrainingParams:
+    """The keys that `train_head` and `fine_tune` have in common."""
+
+    optimizer: Literal["adam", "adamw", "sgd"]
+    learning_rate: params.PositiveFloat
+    weight_decay: params.NonNegativeFloat
+    schedule: Literal["constant", "inverse_time", "cosine"]
+    decay_per_step: params.NonNegativeFloat
+    warmup_epochs: params.NonNegativeFloat
+    label_smoothing: params.RateBelowOne
+    batch_size: params.PositiveInt
+    epochs: params.PositiveInt
+    early_stopping_patience: Annotated[
+        int | None,
+        Field(ge=1, description="null (train all epochs) or a whole number of epochs, 1 or more"),
+    ]
+
+
+def learning_rate(parameters: TrainingParams, steps_per_epoch: int):
+    """A number, or a Keras schedule of the optimizer's step.
+
+    `constant`; `inverse_time`: rate / (1 + decay_per_step × step), the tutorial's; `cosine`: linear
+    warm-up from 0 over `warmup_epochs`, then half a cosine down to 0 at the last step.
+    """
+    import keras
+
+    if parameters.schedule == "constant":
+        return parameters.learning_rate
+    if parameters.schedule == "inverse_time":
+        return keras.optimizers.schedules.InverseTimeDecay(
+            parameters.learning_rate, decay_steps=1, decay_rate=parameters.decay_per_step
+        )
+    warmup_steps = round(parameters.warmup_epochs * steps_per_epoch)
+    total_steps = parameters.epochs * steps_per_epoch
+    if not warmup_steps:
+        return keras.optimizers.schedules.CosineDecay(parameters.learning_rate, total_steps)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0,
+        max(1, total_steps - warmup_steps),
+        warmup_target=parameters.learning_rate,
+        warmup_steps=warmup_steps,
+    )
+
+
+def compile_model(model, parameters: TrainingParams, steps_per_epoch: int) -> None:
+    """Compiles a model that gives logits, for one-hot labels.
+
+    AdamW's decay is decoupled and leaves biases and BatchNorm alone (Loshchilov and Hutter 2019);
+    with 'adam' and 'sgd' `weight_decay` must be 0.
+    """
+    import keras
+
+    rate = learning_rate(parameters, steps_per_epoch)
+    if parameters.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=parameters.weight_decay)
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    elif parameters.optimizer == "adam":
+        optimizer = keras.optimizers.Adam(rate)
+    else:
+        optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
+    model.compile(
+        optimizer=optimizer,
+        # With smoothing 0 this equals the sparse loss.
+        loss=keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=parameters.label_smoothing
+        ),
+        metrics=["accuracy"],
+    )
+
+
+def with_one_hot(dataset, classes: int):
+    """(arrays, labels, ids) batches as (arrays, one-hot labels (batch, classes) float32)."""
+    import tensorflow as tf
+
+    def convert(arrays, labels, _ids):
+        return arrays, tf.one_hot(labels, classes)
+
+    return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short name for a configuration: paths by their content, all else by its repr.
+
+    This module's own code is part of it: a run does not resume what other code began.
+    """
+    digest = hashlib.sha256()
+    for part in (*parts, Path(__file__)):
+        content = part.read_bytes() if isinstance(part, Path) else repr(part).encode()
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:16]
+
+
+def backup_folder(stage: str, name: str) -> Path:
+    """The folder of one configuration's backup; those of other configurations are removed.
+
+    Nothing else would ever remove them, and a run resumes only its own.
+    """
+    parent = paths.BACKUP / stage
+    for other in parent.glob("*"):
+        if other.name != name:
+            shutil.rmtree(other)
+    return parent / name
+
+
+def fit(
+    model,
+    parameters: TrainingParams,
+    *,
+    make_training_batches,
+    validation_batches,
+    images_per_epoch: int,
+    backup: Path,
+) -> list[dict[str, float]]:
+    """Trains to the last epoch, from the last one that was backed up.
+
+    Args:
+        model: compiled; leaves with its final weights, those of the best epoch by validation loss
+            where `early_stopping_patience` is set.
+        parameters: epochs, batch size, patience.
+        make_training_batches: first epoch to a dataset of all the batches from there on.
+        validation_batches: the validation split.
+        images_per_epoch: for the number of steps and the rate that is shown.
+        backup: this configuration's folder, see `backup_folder`; removed at the end.
+
+    Returns:
+        One row an epoch, those before an interruption included: epoch (from 1), learning_rate,
+        loss, accuracy, val_loss, val_accuracy.
+    """
+    backup.mkdir(parents=True, exist_ok=True)
+    first_epoch, latest = _latest_backup(backup)
+    history = _History(backup / "history.csv", first_epoch)
+    best = _BestWeights(backup / "best.weights.h5", parameters.early_stopping_patience, history)
+    steps_per_epoch = -(-images_per_epoch // parameters.batch_size)
+    if first_epoch:
+        print(f"resumed after epoch {first_epoch} of {parameters.epochs}", flush=True)
+    if first_epoch < parameters.epochs and not best.exhausted:
+        model.fit(
+            make_training_batches(first_epoch),
+            epochs=parameters.epochs,
+            steps_per_epoch=steps_per_epoch,
+            validation_data=validation_batches,
+            # In this order: what resumes reads the history and the best weights that were
+            # complete when the backup was made.
+            callbacks=[
+                _epoch_seeds_callback(),
+                history.callback(images_per_epoch, parameters.epochs),
+                best.callback(),
+                _backup_callback(backup),
+            ],
+            shuffle=False,  # the batches come shuffled
+            verbose=0,
+        )
+    elif first_epoch:
+        model.load_weights(latest / "latest.weights.h5")
+    best.restore(model)
+    shutil.rmtree(backup)
+    return history.rows
+
+
+def _latest_backup(backup: Path) -> tuple[int, Path | None]:
+    """The number of epochs that the newest complete backup holds, and its folder."""
+    found = sorted(backup.glob("epoch-*"))
+    return (int(found[-1].name.removeprefix("epoch-")), found[-1]) if found else (0, None)
+
+
+def _backup_callback(backup: Path):
+    """Keras' BackupAndRestore, each backup in a folder that appears whole or not at all.
+
+    Keras writes weights and epoch number in place: a kill between or within the two would leave a
+    file that can't be read, or new weights under the old number.
+    """
+    import keras
+
+    class WholeBackup(keras.callbacks.BackupAndRestore):
+        def _save_model(self):
+            writing = backup / "writing"
+            shutil.rmtree(writing, ignore_errors=True)
+            self.backup_dir = str(writing)
+            self._weights_path = str(writing / "latest.weights.h5")
+            self._training_metadata_path = str(writing / "training_metadata.json")
+            super()._save_model()
+            older = list(backup.glob("epoch-*"))
+            writing.rename(backup / f"epoch-{self._current_epoch:06}")
+            for folder in older:
+                shutil.rmtree(folder)
+
+    _, folder = _latest_backup(backup)
+    return WholeBackup(str(folder or backup / "none"), delete_checkpoint=False)
+
+
+def _epoch_seeds_callback():
+    """Makes the randomness of an epoch (dropout, augmentation) follow from seed and epoch alone.
+
+    Keras saves no state of its seed generators, so that a resumed run would draw the first epoch's
+    numbers again. Their state is (seed, counter); an epoch draws far fewer than 2²⁰ times.
+    """
+    import keras
+
+    class EpochSeeds(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            for variable in self.model.non_trainable_variables:
+                if variable.path.endswith("seed_generator_state"):
+                    seed = int(variable.numpy()[0])
+                    variable.assign([seed, (epoch << 20) % 2**32])
+
+    return EpochSeeds()
+
+
+class _History:
+    """The rows of the learning curve, kept in a CSV file while training goes on."""
+
+    def __init__(self, path: Path, epochs: int):
+        self.path, self.rows = path, []
+        if epochs:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [
+                    {key: float(text) for key, text in row.items()} for row in csv.DictReader(file)
+                ]
+            # An epoch that was written but not backed up is trained again.
+            self.rows = [{**row, "epoch": int(row["epoch"])} for row in rows[:epochs]]
+
+    def add(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        write_history(self.path, self.rows)
+
+    def callback(self, images_per_epoch: int, epochs: int):
+        import keras
+
+        history = self
+
+        class HistoryCallback(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                self.epoch = epoch + 1
+                self.started = self.reported = time.perf_counter()
+
+            def on_train_batch_end(self, batch, logs=None):
+                # An epoch may take an hour: say every ten seconds that it is alive.
+                if (now := time.perf_counter()) - self.reported > 10:
+                    self.reported = now
+                    steps = self.params["steps"]
+                    rate = (batch + 1) / steps * images_per_epoch / (now - self.started)
+                    print(
+                        f"epoch {self.epoch}/{epochs}, step {batch + 1}/{steps}: "
+                        f"loss {logs['loss']:.4f}, {rate:.0f} images/s",
+                        flush=True,
+                    )
+
+            def on_test_begin(self, logs=None):
+                self.trained = time.perf_counter()
+
+            def on_epoch_end(self, epoch, logs=None):
+                rate = float(self.model.optimizer.learning_rate.numpy())
+                history.add({"epoch": epoch + 1, "learning_rate": rate, **logs})
+                seconds = self.trained - self.started
+                print(
+                    f"epoch {epoch + 1}/{epochs}: loss {logs['loss']:.4f}, "
+                    f"accuracy {logs['accuracy']:.4f}, validation loss {logs['val_loss']:.4f}, "
+                    f"accuracy {logs['val_accuracy']:.4f}, "
+                    f"{images_per_epoch / seconds:.0f} images/s",
+                    flush=True,
+                )
+
+        return HistoryCallback()
+
+
+HISTORY_COLUMNS = ("epoch", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy")
+
+
+def write_history(path: Path, rows: Sequence[dict[str, float]]) -> None:
+    """One row an epoch, as `fit` returns them."""
+    temporary = path.with_suffix(".new")
+    values = [[row[name] for name in HISTORY_COLUMNS] for row in rows]
+    tables.write_csv(temporary, HISTORY_COLUMNS, values)
+    os.replace(temporary, path)
+
+
+class _BestWeights:
+    """Early stopping whose memory survives a kill: it is all in the history and one file.
+
+    Keras' EarlyStopping keeps its best weights and its patience in the process alone.
+    """
+
+    def __init__(self, path: Path, patience: int | None, history: _History):
+        self._path, self._patience, self._history = path, patience, history
+
+    @property
+    def _losses(self) -> list[float]:
+        return [row["val_loss"] for row in self._history.rows]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether validation loss has not improved for `patience` epochs."""
+        if self._patience is None or not self._losses:
+            return False
+        return len(self._losses) - 1 - int(np.argmin(self._losses)) >= self._patience
+
+    def callback(self):
+        import keras
+
+        best = self
+
+        class BestWeightsCallback(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch, logs=None):
+                if best._patience is None:
+                    return
+                if np.argmin(best._losses) == len(best._losses) - 1:
+                    temporary = best._path.with_name("new_best.weights.h5")
+                    self.model.save_weights(temporary, overwrite=True)
+                    os.replace(temporary, best._path)
+                if best.exhausted:
+                    self.model.stop_training = True
+                    print(f"stopped early: epoch {np.argmin(best._losses) + 1} was best")
+
+        return BestWeightsCallback()
+
+    def restore(self, model) -> None:
+        if self._patience is not None:
+            model.load_weights(self._path)
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature that minimises the negative log-likelihood (Guo et al. 2017, section 4.2).
+
+    Args:
+        logits: (images, classes), float, of the validation split.
+        labels: (images,), whole numbers.
+
+    Returns:
+        A number from 0.05 to 20; the loss is convex in its inverse, so the search finds the best.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    logits = logits.astype(np.float64)
+
+    def loss(log_temperature: float) -> float:
+        log_probabilities = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return -log_probabilities[np.arange(len(labels)), labels].mean()
+
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def predict(model, dataset, total: int, description: str) -> tuple[np.ndarray, np.ndarray, list]:
+    """Runs a model over (arrays, labels, ids) batches; outputs, labels and ids in order."""
+    import tensorflow as tf
+
+    from stages.common.run import progress
+
+    forward = tf.function(lambda arrays: model(arrays, training=False), reduce_retracing=True)
+    outputs, labels, ids = [], [], []
+    with progress(None, total=total, unit="image", description=description) as bar:
+        for arrays, batch_labels, batch_ids in dataset:
+            outputs.append(forward(arrays).numpy())
+            labels.append(batch_labels.numpy())
+            ids.extend(text.decode() for text in batch_ids.numpy())
+            bar.update(len(batch_labels))
+    return np.concatenate(outputs), np.concatenate(labels), ids

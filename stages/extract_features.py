@@ -1,0 +1,83 @@
+"""Pushes every training and validation image through the frozen network, once.
+
+Reads:  data/images/{train,valid}/ — RGB uint8; models/backbone.keras.
+Writes: data/features/{train,valid}/ — shards of float16: pooled (views, channels), or feature maps
+        (views, height, width, channels); training images in `views` of the allowed symmetries,
+        validation images in one view.
+"""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import model_validator
+
+from stages.common import augment, models, params, paths, shards
+from stages.common.run import progress, run, start_tensorflow
+
+
+@params.params_dataclass
+class ExtractFeaturesParams:
+    """Section `extract_features`."""
+
+    features: Literal["pooled", "map"]
+    views: params.PositiveInt
+    augment: augment.AugmentParams
+    batch_size: params.PositiveInt
+
+    @model_validator(mode="after")
+    def _enough_views(self):
+        available = len(self.augment.symmetries)
+        if self.views > available:
+            raise ValueError(
+                f"views: expected at most {available}, the different pictures that "
+                f"extract_features.augment allows, received {self.views}"
+            )
+        return self
+
+
+def feature_function(backbone_model, features: str, symmetries):
+    """A compiled function from images (batch, height, width, 3) to (batch, views, …) float16."""
+    import tensorflow as tf
+
+    @tf.function(reduce_retracing=True)
+    def extract(images):
+        views = []
+        for symmetry in symmetries:
+            maps = backbone_model(augment.apply(images, symmetry), training=False)
+            if features == "pooled":
+                maps = tf.reduce_mean(maps, axis=(1, 2))
+            # Half the bytes; the eleven bits that are left are far finer than the features' noise.
+            views.append(tf.cast(maps, tf.float16))
+        return tf.stack(views, axis=1)
+
+    return extract
+
+
+def main() -> None:
+    """Streams both splits through the network."""
+    parameters = params.load("extract_features", ExtractFeaturesParams)
+    start_tensorflow()
+    backbone_model = models.load(paths.BACKBONE)
+    image_size = backbone_model.get_layer("resize").height
+    symmetries = parameters.augment.symmetries[: parameters.views]
+    for split, views in (("train", symmetries), ("valid", [augment.IDENTITY])):
+        folder = paths.IMAGES / split
+        index = shards.read_index(folder)
+        extract = feature_function(backbone_model, parameters.features, views)
+        batches = shards.batches(folder, parameters.batch_size, image_size=image_size)
+        bar = progress(
+            None, total=index.count * len(views), unit="image", description=f"extract {split}"
+        )
+        with (
+            shards.ShardWriter(paths.FEATURES / split, "float16", index.class_names) as writer,
+            bar,
+        ):
+            for images, labels, ids in batches:
+                features: np.ndarray = extract(images).numpy()
+                for row in zip(features, labels.numpy(), ids.numpy(), strict=True):
+                    writer.write(row[0], int(row[1]), row[2].decode())
+                bar.update(len(features) * len(views))
+
+
+if __name__ == "__main__":
+    run(main)

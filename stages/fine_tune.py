@@ -1,0 +1,138 @@
+"""Unfreezes the trained classifier and goes on at a smaller rate: linear probe, then fine-tune.
+
+Reads:  data/images/{train,valid}/ — RGB uint8; models/head.keras.
+Writes: models/fine_tuned.keras — images to calibrated probabilities.
+        plots/fine_tune/history.csv — one row an epoch: loss and accuracy of both splits.
+        plots/fine_tune/layers.csv — every layer: shape, parameters, trainable in which phase.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from stages.common import augment, layer_table, models, params, paths, shards, training
+from stages.common.run import UserError, run, start_tensorflow
+
+
+@params.params_dataclass
+class FineTuneParams(training.TrainingParams):
+    """Section `fine_tune`."""
+
+    unfreeze: Annotated[
+        int | str,
+        Field(
+            description="all, none, a number of last backbone layers, or the name of a backbone "
+            "layer to start from"
+        ),
+    ]
+    batch_norm_trainable: params.Flag
+    augment: augment.AugmentParams
+
+
+def unfreeze(model, choice: int | str, batch_norm_trainable: bool) -> None:
+    """Sets which layers of a classifier train; compile it afterwards.
+
+    The head always trains, save for its BatchNorm. No BatchNorm updates its statistics: the
+    backbone's since `models.training_model` calls it with `training=False`, the head's since they
+    stay frozen.
+
+    Args:
+        model: from `models.assemble`.
+        choice: 'all', 'none', the number of last backbone layers, or the first one's name.
+        batch_norm_trainable: whether γ and β of unfrozen BatchNorm layers train.
+
+    Raises:
+        UserError: no layer of that name, or a number out of range; the candidates are listed.
+    """
+    import keras
+
+    layers = list(models.leaf_layers(model.get_layer("backbone")))
+    first = first_unfrozen(choice, [layer.name for layer in layers])
+    # A frozen parent would freeze all inside it.
+    model.trainable = True
+    for layer in models.leaf_layers(model.get_layer("head")):
+        layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+    for position, layer in enumerate(layers):
+        is_norm = isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = position >= first and (batch_norm_trainable or not is_norm)
+
+
+def first_unfrozen(choice: int | str, names: list[str]) -> int:
+    """The position of the first backbone layer that trains; `len(names)` for none."""
+    if choice in ("all", "none"):
+        return 0 if choice == "all" else len(names)
+    if isinstance(choice, int):
+        if not 0 <= choice <= len(names):
+            raise UserError(
+                f"params.yaml, fine_tune.unfreeze: expected 0 to {len(names)}, the layers of this "
+                f"backbone, received {choice}"
+            )
+        return len(names) - choice
+    if choice not in names:
+        raise UserError(
+            f"params.yaml, fine_tune.unfreeze: expected all, none, a number or the name of a "
+            f"layer, received {choice!r}{params.nearest(choice, names)}; the layers are "
+            f"{', '.join(names)}"
+        )
+    return names.index(choice)
+
+
+def main() -> None:
+    """Fine-tunes, fits the temperature anew and saves the classifier."""
+    parameters = params.load("fine_tune", FineTuneParams)
+    seed = params.load_seed()
+    start_tensorflow(seed)
+    train, valid = paths.IMAGES / "train", paths.IMAGES / "valid"
+    index = shards.read_index(train)
+    classes = len(index.class_names)
+    model = models.load(paths.HEAD)
+    image_size = model.get_layer("resize").height
+    trained_before = layer_table.trainable_in_head_phase(model)
+    unfreeze(model, parameters.unfreeze, parameters.batch_norm_trainable)
+    # Squares keep their size, all else comes as squares: quarter turns need them.
+    square = index.shape is not None and index.shape[0] == index.shape[1]
+    image_shape = index.shape if square else [image_size, image_size, 3]
+    augmentation = augment.random_symmetry_layer(parameters.augment.symmetries, seed)
+    trained = models.training_model(model, augmentation, image_shape)
+    training.compile_model(trained, parameters, -(-index.count // parameters.batch_size))
+    table = layer_table.rows(model, trained_before)
+    layer_table.write(paths.PLOTS / "fine_tune" / "layers.csv", table)
+    print(layer_table.totals(table), flush=True)
+
+    def make_training_batches(first_epoch: int):
+        batches = shards.training_batches(
+            train,
+            parameters.batch_size,
+            seed=seed,
+            first_epoch=first_epoch,
+            epochs=parameters.epochs,
+            image_size=image_size,
+        )
+        return training.with_one_hot(batches, classes)
+
+    validation = shards.batches(valid, parameters.batch_size, image_size=image_size)
+    history = training.fit(
+        trained,
+        parameters,
+        make_training_batches=make_training_batches,
+        validation_batches=training.with_one_hot(validation, classes),
+        images_per_epoch=index.count,
+        backup=training.backup_folder(
+            "fine_tune",
+            training.fingerprint(
+                parameters, seed, train / shards.INDEX_FILE, paths.HEAD, Path(__file__)
+            ),
+        ),
+    )
+    logits, labels, _ = training.predict(
+        models.logits_of(model), validation, shards.read_index(valid).count, "calibrate"
+    )
+    temperature = training.fit_temperature(logits, labels)
+    models.save(models.with_temperature(model, temperature), paths.FINE_TUNED)
+    training.write_history(paths.PLOTS / "fine_tune" / "history.csv", history)
+    print(f"temperature {temperature:.3f}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,116 @@
+"""The whole graph on toy data: what runs again, what is the same, what survives a kill."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from tests.toy_project import ToyProject
+
+ALL_STAGES = [
+    "fetch",
+    "split",
+    "preprocess",
+    "backbone",
+    "extract_features",
+    "train_head",
+    "fine_tune",
+    "evaluate@head",
+    "evaluate@fine_tuned",
+]
+KILLED_AFTER = "epoch 3/"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> ToyProject:
+    """A project whose graph has run once."""
+    toy = ToyProject(tmp_path_factory.mktemp("toy"))
+    assert sorted(toy.repro()) == sorted(ALL_STAGES)
+    return toy
+
+
+def test_second_run_and_edited_comments_run_nothing(project):
+    path = project.folder / "params.yaml"
+    path.write_text("# a new comment\n" + path.read_text())
+    assert project.repro() == []
+
+
+def test_models_learn_and_metrics_are_whole(project):
+    for model in ("head", "fine_tuned"):
+        metrics = json.loads((project.folder / "metrics" / f"{model}.json").read_text())
+        assert metrics["images"] == 24
+        assert metrics["accuracy"] > 0.9  # three colours
+        assert set(metrics["class"]) == {"blue", "green", "red"}
+    output = project.run("tools.summary")
+    assert "accuracy" in output
+    assert "fine-tuned" in output
+
+
+def test_every_file_that_dvc_plots_names_is_there(project):
+    shown = project.run("dvc", "plots", "show", "--out", "shown")
+    page = (project.folder / "shown" / "index.html").read_text(encoding="utf-8")
+    assert "file://" in shown
+    for title in ("Learning curve of the head", "Learning curve of fine-tuning", "Confusion"):
+        assert title in page
+    images = list((project.folder / "shown" / "static").glob("*.png"))
+    assert len(images) == 4  # samples, class balance, and the predictions of both models
+
+
+def test_fine_tune_params_run_fine_tune_and_its_evaluation_only_and_come_back_from_the_cache(
+    project,
+):
+    before = project.results()
+    project.set_params({"fine_tune": {"learning_rate": 2.0e-3, "epochs": 2}})
+    assert project.repro() == ["fine_tune", "evaluate@fine_tuned"]
+    assert project.results() != before
+    project.set_params({"fine_tune": {"learning_rate": 1.0e-3, "epochs": 30}})
+    # evaluate's metrics are in Git, not in the cache, so that stage may run; training may not.
+    assert "fine_tune" not in project.repro()
+    assert project.results() == before
+
+
+def test_train_head_params_run_no_forward_pass_over_the_training_images(project):
+    project.set_params({"train_head": {"dropout": 0.3}, "fine_tune": {"epochs": 1}})
+    assert set(project.repro()) == {
+        "train_head",
+        "fine_tune",
+        "evaluate@head",
+        "evaluate@fine_tuned",
+    }
+    project.set_params({"train_head": {"dropout": 0.2}, "fine_tune": {"epochs": 30}})
+    assert "train_head" not in project.repro()
+
+
+def test_second_project_killed_while_fine_tuning_resumes_and_ends_in_the_same_bytes(
+    project, tmp_path
+):
+    """Two runs in two folders, and one of them interrupted, give equal results."""
+    twin = ToyProject(tmp_path)
+    twin.repro("train_head")
+    with subprocess.Popen(
+        twin.command("dvc", "repro"),
+        cwd=twin.folder,
+        env=twin.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        for line in running.stdout:
+            if line.startswith(KILLED_AFTER):
+                os.killpg(running.pid, signal.SIGKILL)
+                break
+        else:
+            pytest.fail("fine_tune ended before it could be killed")
+    assert not (twin.folder / "models" / "fine_tuned.keras").exists()
+
+    output = twin.run("dvc", "repro")
+
+    assert "resumed after epoch" in output
+    with (twin.folder / "plots" / "fine_tune" / "history.csv").open() as file:
+        epochs = [row["epoch"] for row in csv.DictReader(file)]
+    assert epochs == [str(number) for number in range(1, 31)]
+    assert twin.results() == project.results()
+    assert not list((twin.folder / ".backup").glob("*/*"))

@@ -1,0 +1,127 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.common.run import UserError
+from tools import check_params, compare_metrics, preset, summary
+
+ROOT = Path(__file__).parents[1]
+PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with the committed params and presets."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def comments(path: Path) -> list[str]:
+    return [line.split("#", 1)[1] for line in path.read_text().splitlines() if "#" in line]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_changes_values_and_keeps_all_comments_of_params(project, monkeypatch, name):
+    monkeypatch.setattr("sys.argv", ["preset", name])
+    before = comments(project / "params.yaml")
+    preset.main()
+    assert comments(project / "params.yaml") == before
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    wanted = yaml.safe_load((project / "presets" / f"{name}.yaml").read_text())
+    for section, values in wanted.items():
+        for key, value in values.items():
+            if not isinstance(value, dict):
+                assert content[section][key] == value
+    assert (project / "presets" / f"{name}.yaml").read_text().count("Expected") == 1
+
+
+def test_preset_leaves_lines_that_it_does_not_change_as_they_were(project, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["preset", "smoke"])
+    before = (project / "params.yaml").read_text().splitlines()
+    preset.main()
+    after = (project / "params.yaml").read_text().splitlines()
+    changed = capsys.readouterr().out.splitlines()
+    differing = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+    assert len(differing) == len(changed) > 3
+    assert "fine_tune.epochs: 12 → 2" in changed
+    preset.main()
+    assert "has all values" in capsys.readouterr().out
+
+
+def test_preset_with_an_unknown_key_or_a_bad_value_writes_nothing(project, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["preset", "wrong"])
+    before = (project / "params.yaml").read_text()
+    for text, message in (
+        ("fine_tune:\n  epoch: 3\n", "fine_tune.epoch: unknown key.*did you mean 'epochs'"),
+        ("fine_tune:\n  epochs: 0\n", "fine_tune.epochs: expected a whole number of 1 or more"),
+        ("finetune:\n  epochs: 1\n", "finetune: unknown key.*did you mean 'fine_tune'"),
+    ):
+        (project / "presets" / "wrong.yaml").write_text(text)
+        with pytest.raises(UserError, match=message):
+            preset.main()
+        assert (project / "params.yaml").read_text() == before
+
+
+def test_unknown_preset_names_the_known_ones(project, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["preset", "cifar"])
+    with pytest.raises(UserError, match=r"cifar10, smoke, tutorial.*received 'cifar'"):
+        preset.main()
+
+
+def test_all_mistakes_of_a_params_file_are_told_at_once():
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["fine_tune"]["epochs"] = 0
+    content["split"]["train"] = 0.7
+    content["finetune"] = {}
+    del content["evaluate"]
+    with pytest.raises(UserError) as caught:
+        check_params.check(content, "params.yaml")
+    sentences = str(caught.value)
+    for part in ("fine_tune.epochs", "add up to 1", "finetune: unknown section", "'evaluate'"):
+        assert part in sentences
+
+
+def test_conv_head_on_pooled_features_is_refused_before_anything_runs():
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["train_head"]["head"] = "conv"
+    with pytest.raises(UserError, match=r"set extract_features.features to map"):
+        check_params.check(content, "params.yaml")
+
+
+def test_summary_shows_both_models_side_by_side(project, capsys):
+    (project / "metrics").mkdir()
+    metrics = dict.fromkeys((name for name, _ in summary.HEADLINES), 0.25) | {"images": 7}
+    for name, accuracy in (("head", 0.5), ("fine_tuned", 0.75)):
+        path = project / "metrics" / f"{name}.json"
+        path.write_text(json.dumps({**metrics, "accuracy": accuracy}))
+    summary.main()
+    (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("accuracy")]
+    assert line.split()[:3] == ["accuracy", "0.5000", "0.7500"]
+
+
+@pytest.mark.parametrize(("auc", "passes"), [(0.915, True), (0.87, False)])
+def test_compare_metrics_fails_beyond_the_tolerance(project, monkeypatch, auc, passes):
+    for folder, value in (("old", 0.9), ("new", auc)):
+        (project / folder).mkdir()
+        for model in compare_metrics.MODELS:
+            metrics = {"accuracy": 0.85, "roc_auc": value}
+            (project / folder / f"{model}.json").write_text(json.dumps(metrics))
+    monkeypatch.setattr("sys.argv", ["compare_metrics", "old", "new"])
+    if passes:
+        compare_metrics.main()
+    else:
+        with pytest.raises(UserError, match="head roc_auc, fine_tuned roc_auc"):
+            compare_metrics.main()
+
+
+def test_compare_metrics_with_nothing_fails(project, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["compare_metrics", "old", "new"])
+    with pytest.raises(UserError, match="nothing to compare"):
+        compare_metrics.main()
+    with pytest.raises(UserError, match="new metrics lack roc_auc"):
+        compare_metrics.differences({"accuracy": 1, "roc_auc": 1}, {"accuracy": 1})

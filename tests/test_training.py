@@ -1,0 +1,250 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy.special import log_softmax
+
+from stages.common import augment, models, training
+from stages.common.run import UserError
+from stages.fine_tune import first_unfrozen, unfreeze
+from stages.train_head import one_view
+
+TRAINING = {
+    "optimizer": "adamw",
+    "learning_rate": 0.01,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "decay_per_step": 0.0,
+    "warmup_epochs": 0.0,
+    "label_smoothing": 0.0,
+    "batch_size": 8,
+    "epochs": 4,
+    "early_stopping_patience": None,
+}
+
+
+def parameters(**changes) -> training.TrainingParams:
+    return training.TrainingParams(**{**TRAINING, **changes})
+
+
+def small_model() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((4,))
+    # Dropout: a resumed run must draw the numbers that an uninterrupted one draws.
+    x = keras.layers.Dropout(0.2)(inputs)
+    return keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
+
+
+def two_blobs(count: int = 32):
+    """(features, one-hot labels) of two well-parted classes."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(count) % 2
+    features = generator.normal(0, 0.5, (count, 4)) + labels[:, None] * 2 - 1
+    return features.astype("float32"), np.eye(2, dtype="float32")[labels]
+
+
+def fit(model, tmp_path, make_validation=None, **changes):
+    given = parameters(**changes)
+    arrays = two_blobs()
+    data = tf.data.Dataset.from_tensor_slices(arrays).batch(given.batch_size)
+    training.compile_model(model, given, 4)
+    return training.fit(
+        model,
+        given,
+        make_training_batches=lambda first: data.repeat(given.epochs - first),
+        validation_batches=make_validation or data,
+        images_per_epoch=32,
+        backup=tmp_path / "backup",
+    )
+
+
+def test_loss_falls_and_history_has_a_row_an_epoch(tmp_path):
+    history = fit(small_model(), tmp_path)
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    losses = [row["loss"] for row in history]
+    assert losses == sorted(losses, reverse=True)
+    assert history[-1]["val_loss"] < history[0]["val_loss"]
+    assert not (tmp_path / "backup").exists()
+
+
+def test_interrupted_fit_resumes_after_the_last_whole_epoch_with_equal_weights(tmp_path):
+    whole = small_model()
+    history = fit(whole, tmp_path / "whole", schedule="cosine", warmup_epochs=1.0)
+
+    interrupted = small_model()
+    given = parameters(schedule="cosine", warmup_epochs=1.0)
+    data = tf.data.Dataset.from_tensor_slices(two_blobs()).batch(8)
+    training.compile_model(interrupted, given, 4)
+    # The input breaks in the middle of the third epoch.
+    broken = data.repeat(4).take(10)
+    with pytest.raises(ValueError, match="stopped"):
+        _fit_until_input_ends(interrupted, given, broken, data, tmp_path / "backup")
+    resumed = small_model()
+    resumed_history = fit(resumed, tmp_path, schedule="cosine", warmup_epochs=1.0)
+    assert [row["epoch"] for row in resumed_history] == [1, 2, 3, 4]
+    for expected, actual in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(expected, actual)
+    assert [row["loss"] for row in resumed_history] == [row["loss"] for row in history]
+
+
+def _fit_until_input_ends(model, given, broken, data, backup):
+    def batches(_first):
+        def generate():
+            yield from broken
+            raise ValueError("stopped")
+
+        return tf.data.Dataset.from_generator(
+            generate,
+            output_signature=(tf.TensorSpec((None, 4)), tf.TensorSpec((None, 2))),
+        )
+
+    try:
+        training.fit(
+            model,
+            given,
+            make_training_batches=batches,
+            validation_batches=data,
+            images_per_epoch=32,
+            backup=backup,
+        )
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError("stopped") from error
+
+
+def test_early_stopping_restores_the_best_epoch(tmp_path):
+    # A rate this high makes validation loss rise after some epochs on labels turned around.
+    features, labels = two_blobs()
+    validation = tf.data.Dataset.from_tensor_slices((features, labels[:, ::-1])).batch(8)
+    model = small_model()
+    history = fit(model, tmp_path, make_validation=validation, epochs=30, early_stopping_patience=2)
+    losses = [row["val_loss"] for row in history]
+    best = int(np.argmin(losses))
+    assert len(history) == best + 1 + 2 < 30
+    restored = model.evaluate(validation, verbose=0)[0]
+    assert restored == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_backup_of_another_configuration_is_removed_not_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = training.backup_folder("fine_tune", training.fingerprint(parameters(), 0))
+    (first / "epoch-000001").mkdir(parents=True)
+    same = training.backup_folder("fine_tune", training.fingerprint(parameters(), 0))
+    assert same == first
+    assert first.exists()
+    other = training.backup_folder(
+        "fine_tune", training.fingerprint(parameters(learning_rate=0.02), 0)
+    )
+    assert other != first
+    assert not first.exists()
+
+
+def test_fingerprint_follows_a_file_by_its_content(tmp_path):
+    path = tmp_path / "model"
+    path.write_bytes(b"one")
+    before = training.fingerprint(path)
+    path.write_bytes(b"two")
+    assert training.fingerprint(path) != before
+
+
+def rates(steps, **changes):
+    schedule = training.learning_rate(parameters(epochs=10, **changes), steps_per_epoch=10)
+    return [float(schedule(step)) for step in steps]
+
+
+def test_schedules():
+    assert training.learning_rate(parameters(), 10) == 0.01
+    # The tutorial's: rate / (1 + decay × step).
+    assert rates([0, 50], schedule="inverse_time", decay_per_step=0.02) == pytest.approx(
+        [0.01, 0.005]
+    )
+    warm = rates([0, 10, 20, 60, 100], schedule="cosine", warmup_epochs=2.0)
+    assert warm == pytest.approx([0, 0.005, 0.01, 0.005, 0], abs=1e-8)
+    assert rates([0, 50, 100], schedule="cosine") == pytest.approx([0.01, 0.005, 0], abs=1e-8)
+
+
+def test_weight_decay_shrinks_kernels_and_leaves_biases_and_batch_norm_alone():
+    inputs = keras.Input((4,))
+    x = keras.layers.BatchNormalization(name="norm")(keras.layers.Dense(4, name="hidden")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
+    for layer in model.layers[1:]:
+        layer.set_weights([np.ones_like(weight) for weight in layer.get_weights()])
+    training.compile_model(model, parameters(weight_decay=0.5, learning_rate=0.1), 1)
+    zeros = [keras.ops.zeros_like(variable) for variable in model.trainable_variables]
+    model.optimizer.apply(zeros, model.trainable_variables)
+    for variable in model.trainable_variables:
+        expected = 0.95 if variable.name == "kernel" else 1.0
+        np.testing.assert_allclose(variable.numpy(), expected, err_msg=variable.path)
+
+
+def test_label_smoothing_raises_the_loss_of_a_sure_and_right_model():
+    sure = np.array([[10.0, -10.0]], "float32")
+    label = np.array([[1.0, 0.0]], "float32")
+    losses = []
+    for smoothing in (0.0, 0.2):
+        model = small_model()
+        training.compile_model(model, parameters(label_smoothing=smoothing), 1)
+        losses.append(float(model.compute_loss(y=label, y_pred=sure)))
+    assert losses == pytest.approx([0.0, 0.1 * 20], abs=1e-3)
+
+
+def test_temperature_recovers_the_one_that_logits_were_scaled_by():
+    generator = np.random.default_rng(0)
+    honest = generator.normal(0, 2, (20_000, 5))
+    probabilities = np.exp(log_softmax(honest, axis=1))
+    labels = np.array([generator.choice(5, p=row / row.sum()) for row in probabilities])
+    assert training.fit_temperature(honest * 3.0, labels) == pytest.approx(3.0, rel=0.05)
+
+
+def test_one_view_follows_from_seed_and_batch_number_so_that_a_resumed_run_sees_the_same():
+    features = np.arange(24 * 4, dtype="float16").reshape(24, 4, 1)
+    batches = tf.data.Dataset.from_tensor_slices(
+        (features, np.arange(24), np.array(["x"] * 24))
+    ).batch(8)
+    whole = [batch[0].numpy() for batch in one_view(batches, 4, seed=5)]
+    resumed = [batch[0].numpy() for batch in one_view(batches.skip(1), 4, seed=5, first_batch=1)]
+    np.testing.assert_array_equal(whole[1:], resumed)
+    views = np.concatenate(whole)[:, 0] - features[:, 0, 0]
+    assert set(views) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("choice", "norm_trains", "changing"),
+    [
+        ("none", False, set()),
+        ("all", False, {"block0_conv", "block1_conv"}),
+        ("all", True, {"block0_conv", "block0_norm", "block1_conv", "block1_norm"}),
+        (3, False, {"block1_conv"}),
+        ("block1_conv", True, {"block1_conv", "block1_norm"}),
+    ],
+)
+def test_a_step_changes_the_unfrozen_layers_and_no_batch_norm_statistics(
+    toy_classifier, choice, norm_trains, changing
+):
+    model = toy_classifier("conv")
+    unfreeze(model, choice, norm_trains)
+    nothing = augment.random_symmetry_layer([augment.IDENTITY], seed=0)
+    trained = models.training_model(model, nothing, [32, 32, 3])
+    training.compile_model(trained, parameters(learning_rate=0.1), 1)
+    layers = {layer.name: layer for layer in models.leaf_layers(model)}
+    before = {name: [w.copy() for w in layer.get_weights()] for name, layer in layers.items()}
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    labels = np.eye(3, dtype="float32")[np.arange(8) % 3]
+    trained.train_on_batch(images, labels)
+    changed = {
+        name
+        for name, layer in layers.items()
+        for old, new in zip(before[name], layer.get_weights(), strict=True)
+        if not np.array_equal(old, new)
+    }
+    assert {name for name in changed if name.startswith("block")} == changing
+    assert "logits" in changed
+    assert "head_norm" not in changed
+    for name in ("block0_norm", "block1_norm", "head_norm"):
+        np.testing.assert_array_equal(before[name][2:], layers[name].get_weights()[2:])
+
+
+def test_unknown_layer_names_the_candidates():
+    with pytest.raises(UserError, match=r"'block1_conf'.*did you mean 'block1_conv'.*stem"):
+        first_unfrozen("block1_conf", ["stem", "block1_conv"])
+    with pytest.raises(UserError, match=r"expected 0 to 2.*received 3"):
+        first_unfrozen(3, ["stem", "block1_conv"])

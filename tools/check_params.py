@@ -1,0 +1,70 @@
+"""Checks all of params.yaml at once, in a second, before the first stage starts.
+
+Each stage checks its own section as well; here a mistake in the last section does not wait for the
+first stages to finish.
+"""
+
+from pathlib import Path
+
+from stages import (
+    backbone,
+    evaluate,
+    extract_features,
+    fetch,
+    fine_tune,
+    preprocess,
+    split,
+    train_head,
+)
+from stages.common import params
+from stages.common.run import UserError, run
+
+SECTIONS = {
+    "dataset": fetch.FetchParams,
+    "split": split.SplitParams,
+    "preprocess": preprocess.PreprocessParams,
+    "backbone": backbone.BackboneParams,
+    "extract_features": extract_features.ExtractFeaturesParams,
+    "train_head": train_head.TrainHeadParams,
+    "fine_tune": fine_tune.FineTuneParams,
+    "evaluate": evaluate.EvaluateParams,
+}
+
+
+def check(content: dict, source: str) -> None:
+    """UserError with a sentence for each mistake in the whole content of a params file."""
+    mistakes = []
+    sections = {}
+    try:
+        params.check_seed(content, source)
+    except UserError as error:
+        mistakes.append(str(error))
+    for name, kind in SECTIONS.items():
+        try:
+            sections[name] = params.check(content, name, kind, source)
+        except UserError as error:
+            mistakes.append(str(error))
+    for name in sorted(set(content) - set(SECTIONS) - {"seed"}):
+        mistakes.append(
+            f"{source}, {name}: unknown section; allowed are seed, {', '.join(SECTIONS)}"
+            f"{params.nearest(name, SECTIONS)}"
+        )
+    if {"train_head", "extract_features"} <= set(sections):
+        try:
+            train_head.check_features(
+                sections["train_head"].head, sections["extract_features"].features
+            )
+        except UserError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise UserError("\n       ".join(mistakes))
+
+
+def main() -> None:
+    """Checks params.yaml in this folder."""
+    path = Path(params.PARAMS_FILE)
+    check(params.read(path), str(path))
+
+
+if __name__ == "__main__":
+    run(main)
