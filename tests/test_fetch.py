@@ -128,7 +128,7 @@ class TestElpv:
 
     def test_a_missing_package_is_named(self, monkeypatch):
         monkeypatch.setattr(elpv, "PACKAGE", "no_such_package")
-        with pytest.raises(UserError, match="'elpv-dataset' .*`make setup`.* image_folder"):
+        with pytest.raises(UserError, match=r"'elpv-dataset' .*`make setup`.* image_folder"):
             elpv.package_folder()
 
 
@@ -211,7 +211,7 @@ class TestImageFolder:
             image_folder.find(tmp_path)
 
     def test_an_empty_folder(self, tmp_path):
-        with pytest.raises(UserError, match="at least two folders .* received none"):
+        with pytest.raises(UserError, match=r"at least two folders .* received none"):
             image_folder.find(tmp_path)
 
     def test_all_unreadable_images_are_listed(self, tmp_path, draw_images):
@@ -238,7 +238,10 @@ class TestImageFolder:
         assert lines[-1].strip() == "… and 10 more"
 
 
-CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR10_CLASSES = [
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+]
 
 
 class TestCifar10:

@@ -1,4 +1,4 @@
-"""Real failures of machine and user: each ends in one sentence; failures of ours stay tracebacks."""
+"""Failures of machine and user end in one sentence; failures of ours stay tracebacks."""
 
 import errno
 import importlib

@@ -40,6 +40,24 @@ def test_preset_changes_values_and_keeps_all_comments_of_params(project, monkeyp
     assert (project / "presets" / f"{name}.yaml").read_text().count("Expected") == 1
 
 
+@pytest.mark.parametrize("before", PRESETS)
+@pytest.mark.parametrize("name", ["cifar10", "tutorial"])
+def test_recipe_leaves_nothing_of_a_preset_that_was_written_before(
+    project, monkeypatch, before, name
+):
+    path = project / "params.yaml"
+    clean = path.read_text()
+
+    def write(*names):
+        path.write_text(clean)
+        for one in names:
+            monkeypatch.setattr("sys.argv", ["preset", one])
+            preset.main()
+        return yaml.safe_load(path.read_text())
+
+    assert write(before, name) == write(name)
+
+
 def test_preset_leaves_lines_that_it_does_not_change_as_they_were(project, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["preset", "smoke"])
     before = (project / "params.yaml").read_text().splitlines()

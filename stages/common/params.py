@@ -6,6 +6,7 @@ allowed, what was received, what to do.
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -38,6 +39,13 @@ params_dataclass = _pydantic_dataclass(
 T = TypeVar("T")
 
 
+@params_dataclass
+class _TopLevel:
+    """What belongs to no section."""
+
+    seed: Seed
+
+
 def nearest(word: str, candidates) -> str:
     """`; did you mean 'x'?` for the candidates that look like a misspelt word, else nothing."""
     matches = difflib.get_close_matches(
@@ -54,6 +62,8 @@ def read(path: Path = PARAMS_FILE) -> dict[str, Any]:
         raise UserError(
             f"{path} does not exist in {Path.cwd()}; run from the project's folder"
         ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
@@ -73,7 +83,8 @@ def load_seed(path: Path = PARAMS_FILE) -> int:
 
 def check_seed(content: dict[str, Any], source: str = "params.yaml") -> int:
     """The value of `seed` in the whole content of a params file."""
-    return _validate(pydantic.TypeAdapter(Seed), content.get("seed"), source, "seed", None)
+    values = {"seed": content["seed"]} if "seed" in content else {}
+    return _validate(pydantic.TypeAdapter(_TopLevel), values, source, "", _TopLevel).seed
 
 
 def check(content: dict[str, Any], section: str, kind: type[T], source: str = "params.yaml") -> T:
@@ -102,20 +113,28 @@ def _validate(adapter: pydantic.TypeAdapter, value, source: str, prefix: str, ki
 
 def _sentence(finding: dict[str, Any], source: str, prefix: str, kind) -> str:
     owner, field = _locate(kind, finding["loc"])
-    names = [str(part) for part in finding["loc"] if not _is_union_branch(part)]
-    key = ".".join([prefix, *names])
-    received = finding["input"]
     what, context = finding["type"], finding.get("ctx", {})
+    *parents, last = finding["loc"] or ("",)
+    # An unknown key may look like the name of a branch: `learning-rate`.
+    unknown = what == "unexpected_keyword_argument"
+    names = [str(part) for part in parents if not _is_union_branch(part)]
+    names += [str(last)] if unknown or not _is_union_branch(last) else []
+    key = ".".join(name for name in [prefix, *names] if name)
+    received = finding["input"]
     if what == "missing":
         expected = f"; expected {field.description}" if field and field.description else ""
         return f"{source}, {key}: missing{expected}; add it"
-    if what == "unexpected_keyword_argument":
+    if unknown:
         allowed = sorted(owner.__pydantic_fields__) if owner else []
         return (
             f"{source}, {key}: unknown key; allowed are {', '.join(allowed)}"
             f"{nearest(names[-1], allowed)}"
         )
     if what == "value_error":
+        # A check of several keys begins its text with the one that is at fault.
+        at_fault, _, rest = str(context["error"]).partition(": ")
+        if at_fault in getattr(owner, "__pydantic_fields__", {}):
+            return f"{source}, {key}.{at_fault}: {rest}"
         return f"{source}, {key}: {context['error']}"
     if what == "literal_error":
         choices = context["expected"]
@@ -130,16 +149,14 @@ def _sentence(finding: dict[str, Any], source: str, prefix: str, kind) -> str:
 
 
 def _hint(received) -> str:
-    """YAML 1.1 reads `1e-4` as text; the cure is a point."""
-    if isinstance(received, str):
-        try:
-            number = float(received)
-        except ValueError:
-            return ""
-        text = f"{number:e}" if "e" in received.lower() else repr(number)
-        mantissa, _, exponent = text.partition("e")
-        tidy = f"{float(mantissa)}e{int(exponent)}" if exponent else text
-        return f" (write {tidy}, without quotes)"
+    """A number in quotes, or one as `1e-4`, which YAML 1.1 reads as text; the cure is a point."""
+    if not isinstance(received, str):
+        return ""
+    if re.fullmatch(r"[-+]?(\d+|\d+\.\d*)", received):
+        return f" (write {received}, without quotes)"
+    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", received):
+        mantissa, exponent = received.lower().split("e")
+        return f" (write {float(mantissa)}e{int(exponent)}, without quotes)"
     return ""
 
 

@@ -88,9 +88,7 @@ def start_tensorflow(seed: int | None = None) -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
         tf.config.experimental.enable_op_determinism()
     if seed is not None:
-        # Never 0: under that global seed tf.data compares a shuffle's own seed, a tensor where it
-        # depends on the epoch, with 0 in Python, and fails.
-        keras.utils.set_random_seed(seed + 1)
+        keras.utils.set_random_seed(seed)
 
 
 @contextlib.contextmanager

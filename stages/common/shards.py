@@ -151,6 +151,9 @@ def training_batches(
     buffer = max(batch_size, min(index.count, SHUFFLE_BYTES // max(index.largest_bytes, 1)))
 
     def one_epoch(epoch):
+        # Of this function's graph alone. Without it the order would follow the process's global
+        # seed too, and a global seed of 0 fails with a shuffle seed that is a tensor.
+        tf.random.set_seed(1)
         epoch_seed = tf.random.experimental.stateless_fold_in(
             tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), epoch
         )

@@ -80,10 +80,15 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         for key in load(file):
             (count,) = struct.unpack("<q", file.read(8))
             storages[key] = np.frombuffer(file.read(count * dtypes[key].itemsize), dtypes[key])
-    return {name: _to_array(tensor, storages) for name, tensor in tensors.items()}
+    return {name: _to_array(name, tensor, storages) for name, tensor in tensors.items()}
 
 
-def _to_array(tensor: _Tensor, storages: dict[str, np.ndarray]) -> np.ndarray:
-    storage = storages[tensor.storage_key][tensor.offset :]
-    strides = [step * storage.itemsize for step in tensor.stride]
-    return np.lib.stride_tricks.as_strided(storage, tensor.shape, strides, writeable=False).copy()
+def _to_array(name: str, tensor: _Tensor, storages: dict[str, np.ndarray]) -> np.ndarray:
+    storage = storages[tensor.storage_key]
+    offset, *strides = (step * storage.itemsize for step in (tensor.offset, *tensor.stride))
+    try:
+        # Unlike as_strided, this checks that the array lies inside the storage.
+        array = np.ndarray(tensor.shape, storage.dtype, storage, offset, strides)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the checkpoint's {name} does not fit its storage: {error}") from None
+    return array.copy()

@@ -1,0 +1,45 @@
+"""Runs every stage in this folder, without DVC, and prints the peak resident memory of each.
+
+Run it in a copy of the project: it writes over the outputs. `python -m tools.memory`.
+"""
+
+import os
+import subprocess
+import sys
+
+from stages.common.run import UserError, run
+
+COMMANDS = (
+    ("fetch",),
+    ("split",),
+    ("preprocess",),
+    ("backbone",),
+    ("extract_features",),
+    ("train_head",),
+    ("evaluate", "head"),
+    ("fine_tune",),
+    ("evaluate", "fine_tuned"),
+)
+# Kibibytes on Linux, bytes on macOS.
+UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def peak_bytes(command: list[str]) -> int:
+    """Runs a command to its end; its peak resident memory in bytes."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    # wait4 gives the usage of this one child, getrusage the largest of all so far.
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise UserError(f"{' '.join(command)} failed")
+    return usage.ru_maxrss * UNIT
+
+
+def main() -> None:
+    """Runs the stages in the order of the graph."""
+    for command in COMMANDS:
+        peak = peak_bytes([sys.executable, "-m", f"stages.{command[0]}", *command[1:]])
+        print(f"{'@'.join(command):<20} {peak / 2**20:>8.0f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)
