@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from stages.common import layer_table, models
+from stages.common import augment, layer_table, models
 from stages.fine_tune import unfreeze
 
 PLAIN_LOAD = """
@@ -107,3 +107,16 @@ def test_the_tutorials_head_is_built_as_it_stands_there(toy_classifier):
     assert head.get_layer("head_hidden").units == 512
     assert head.get_layer("head_dropout").rate == 0.2
     assert keras.activations.serialize(head.get_layer("head_hidden").activation) == "relu"
+
+
+@pytest.mark.parametrize("head", ["dense", "conv"])
+def test_training_model_out_of_training_gives_the_classifiers_logits(toy_classifier, images, head):
+    model = toy_classifier(head)
+    augmentation = augment.random_symmetry_layer([augment.IDENTITY, augment.LEFT_RIGHT], seed=0)
+    trained = models.training_model(model, augmentation, images.shape[1:])
+    np.testing.assert_allclose(
+        trained(images, training=False),
+        models.logits_of(model).predict(images, verbose=0),
+        rtol=1e-5,
+        atol=1e-6,
+    )

@@ -98,6 +98,7 @@ def training_model(model, augmentation, image_shape):
         A built keras.Model from images (batch, *image_shape), 0–255, to logits (batch, classes).
     """
     import keras
+    from keras import ops
 
     pool = [layer for layer in model.layers if layer.name == "pool"]
 
@@ -112,7 +113,9 @@ def training_model(model, augmentation, image_shape):
 
         def call(self, images, training=False):
             images = self.augmentation(images, training=training)
-            features = self.backbone(self.resize(images), training=False)
+            # As the classifier's input does: a resize of bytes would round to bytes.
+            resized = self.resize(ops.cast(images, "float32"))
+            features = self.backbone(resized, training=False)
             for layer in self.pool:
                 features = layer(features)
             return self.head(features, training=training)
