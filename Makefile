@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed$(if $(GPU),-gpu)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint format preset lock clean
+.PHONY: help setup repro data test lint format preset lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,10 @@ repro: setup ## run the pipeline, then show the test metrics (GPU=1: on a GPU)
 	python -m tools.check_params
 	dvc repro
 	python -m tools.summary
+
+data: setup ## fetch and split only, then say what is in the data and what to do about it
+	python -m tools.check_params
+	python -m tools.inspect_data
 
 test: setup ## run the tests
 	python -m pytest
