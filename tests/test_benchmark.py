@@ -1,0 +1,56 @@
+"""The arithmetic of the benchmark; the speeds themselves are no test."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from tools import benchmark
+
+
+class Clock:
+    """Seconds that pass only where a case lets them."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def case(self, *seconds: float):
+        """A case whose calls take these times, one after the other."""
+        waiting = list(seconds)
+
+        def work():
+            self.now += waiting.pop(0)
+
+        return work
+
+
+def test_rates_are_medians_of_timed_rounds_and_ratios_are_taken_within_a_round():
+    clock = Clock()
+    # The first call warms up. In the third round the machine is four times slower for both.
+    cases = {"base": clock.case(99, 1, 1, 4), "twice": clock.case(50, 0.5, 0.5, 2)}
+    base, twice = benchmark.rates(cases, count=10, rounds=3, clock=clock)
+    assert (base.median, base.lowest, base.highest, base.ratio) == (10, 2.5, 10, 1)
+    assert (twice.median, twice.lowest, twice.highest, twice.ratio) == (20, 5, 20, 2)
+
+
+def test_table_names_every_case():
+    rows = [benchmark.Rate("ours", 1234.4, 1000, 1300, 1.25)]
+    assert benchmark.table("Decode", rows).splitlines()[-1].split() == [
+        "ours",
+        "1234",
+        "1000",
+        "1300",
+        "1.25",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_pictures_are_of_the_size_and_kind_that_the_table_names(kind):
+    encoded = benchmark.photograph(0, (50, 40), kind)
+    with Image.open(io.BytesIO(encoded)) as image:
+        assert (image.format, image.size) == (kind, (50, 40))
+    assert benchmark.photograph(1, (50, 40), kind) != encoded
+    assert benchmark.pillow_alone(encoded, 16).shape == (16, 16, 3)

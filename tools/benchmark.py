@@ -1,0 +1,164 @@
+"""Compares speeds side by side, as ratios: `python -m tools.benchmark`.
+
+Every case of a table runs in turn, several rounds long, in one process on one machine; the tables
+show medians of the rounds, their spread, and the ratio to the first case. Absolute rates belong to
+the machine that they were taken on.
+
+Writes: benchmarks/results.json — the same figures, with the machine and the versions.
+"""
+
+import io
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stages.common import images
+from stages.common.run import progress, run, start_tensorflow
+
+RESULTS = Path("benchmarks/results.json")
+ROUNDS = 7
+IMAGE_SIZE = 224  # pixels, the default of preprocess.image_size
+PACKAGES = ("tensorflow", "keras", "pillow", "numpy")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One case of a table: images per second, medians and extremes over the rounds."""
+
+    case: str
+    median: float
+    lowest: float
+    highest: float
+    ratio: float  # median of the rounds' ratios to the table's first case
+
+
+def rates(
+    cases: dict[str, Callable[[], object]],
+    count: int,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Rate]:
+    """Runs all cases once to warm up, then `rounds` times in turn.
+
+    A ratio is taken within each round, between neighbours in time, so that a machine that slows
+    down for a while slows both sides.
+
+    Args:
+        cases: name to a function that handles `count` images.
+        count: images that one call handles.
+        rounds: how often each case is timed.
+        clock: seconds that only grow.
+    """
+    for work in cases.values():
+        work()
+    measured: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in progress(range(rounds), total=rounds, unit="round", description="benchmark"):
+        for name, work in cases.items():
+            start = clock()
+            work()
+            measured[name].append(count / (clock() - start))
+    first = next(iter(measured.values()))
+    return [
+        Rate(
+            case=name,
+            median=statistics.median(values),
+            lowest=min(values),
+            highest=max(values),
+            ratio=statistics.median(a / b for a, b in zip(values, first, strict=True)),
+        )
+        for name, values in measured.items()
+    ]
+
+
+def table(title: str, rows: Sequence[Rate]) -> str:
+    """Lines of text: a case a row."""
+    lines = [title, f"{'':<42} {'images/s':>9} {'from':>9} {'to':>9} {'ratio':>7}"]
+    for row in rows:
+        lines.append(
+            f"{row.case:<42} {row.median:>9.0f} {row.lowest:>9.0f} {row.highest:>9.0f} "
+            f"{row.ratio:>7.2f}"
+        )
+    return "\n".join(lines)
+
+
+def photograph(number: int, size: tuple[int, int], kind: str) -> bytes:
+    """An encoded picture with shapes and a little noise, as compressible as a photograph."""
+    generator = np.random.default_rng(number)
+    coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), np.int16)
+    noisy = smooth + generator.normal(0, 4, smooth.shape)
+    encoded = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(encoded, kind, quality=90)
+    return encoded.getvalue()
+
+
+def pillow_alone(encoded: bytes, image_size: int) -> np.ndarray:
+    """What a user's own script does: open, convert, resize."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        square = image.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC)
+        return np.asarray(square)
+
+
+def decoding(encoded: Sequence[bytes], image_size: int, pool: ProcessPoolExecutor) -> dict:
+    """The cases of decode and resize; every one uses all cores."""
+    import tensorflow as tf
+
+    def with_tensorflow() -> int:
+        def decode(content):
+            image = tf.io.decode_image(content, channels=3, expand_animations=False)
+            return tf.image.resize(image, (image_size, image_size))
+
+        dataset = tf.data.Dataset.from_tensor_slices(list(encoded))
+        return sum(1 for _ in dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE))
+
+    def with_processes() -> int:
+        work = partial(pillow_alone, image_size=image_size)
+        return sum(1 for _ in pool.map(work, encoded, chunksize=16))
+
+    def ours() -> int:
+        work = partial(images.to_array, image_size=image_size)
+        return sum(1 for _ in images.parallel_map(work, encoded))
+
+    return {
+        "Pillow, a process a core": with_processes,
+        "tf.io.decode_image, tf.image.resize": with_tensorflow,
+        "preprocess (images.to_array)": ours,
+    }
+
+
+def main() -> None:
+    """Runs every table and prints it."""
+    start_tensorflow()
+    results = {}
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for title, kind, size, count in (
+            ("JPEG, 1024 by 768", "JPEG", (1024, 768), 200),
+            ("JPEG, 500 by 375", "JPEG", (500, 375), 400),
+            ("PNG, 300 by 300", "PNG", (300, 300), 400),
+            ("JPEG, 32 by 32", "JPEG", (32, 32), 4000),
+        ):
+            encoded = [photograph(number, size, kind) for number in range(count)]
+            rows = rates(decoding(encoded, IMAGE_SIZE, pool), count, ROUNDS)
+            print("\n" + table(f"Decode and resize to {IMAGE_SIZE}: {title}", rows), flush=True)
+            results[title] = [asdict(row) for row in rows]
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    machine = {"cores": os.cpu_count(), "system": platform.platform(), **versions}
+    RESULTS.parent.mkdir(exist_ok=True)
+    text = json.dumps({"machine": machine, "decoding": results}, indent=2, sort_keys=True)
+    RESULTS.write_text(text + "\n", encoding="utf-8")
+    print(f"\nwritten to {RESULTS}")
+
+
+if __name__ == "__main__":
+    run(main)
