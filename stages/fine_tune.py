@@ -1,22 +1,22 @@
 """Unfreezes the trained classifier and goes on at a smaller rate: linear probe, then fine-tune.
 
-Reads:  data/images/{train,valid}/ — RGB uint8; models/head.keras.
+Reads:  data/images/{train,valid}/ — RGB uint8; models/head.keras; data/splits.csv — the training
+        images' column of weights, where one is asked for.
 Writes: models/fine_tuned.keras — images to calibrated probabilities.
         plots/fine_tune/history.csv — one row an epoch: loss and accuracy of both splits.
         plots/fine_tune/layers.csv — every layer: shape, parameters, trainable in which phase.
 """
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from stages.common import augment, layer_table, models, params, paths, shards, training
+from stages.common import augment, layer_table, models, params, paths, shards, training, weights
 from stages.common.run import UserError, run, start_tensorflow
 
 
 @params.params_dataclass
-class FineTuneParams(training.TrainingParams):
+class FineTuneParams(weights.WeightParams, training.TrainingParams):
     """Section `fine_tune`."""
 
     unfreeze: Annotated[
@@ -82,56 +82,31 @@ def main() -> None:
     """Fine-tunes, fits the temperature anew and saves the classifier."""
     parameters = params.load("fine_tune", FineTuneParams)
     seed = params.load_seed()
+    index = shards.read_index(paths.IMAGES / "train")
+    image_weights = weights.load(parameters, "fine_tune", index.class_names, index.class_counts)
     start_tensorflow(seed)
-    train, valid = paths.IMAGES / "train", paths.IMAGES / "valid"
-    index = shards.read_index(train)
-    classes = len(index.class_names)
     model = models.load(paths.HEAD)
     image_size = model.get_layer("resize").height
     trained_before = layer_table.trainable_in_head_phase(model)
     unfreeze(model, parameters.unfreeze, parameters.batch_norm_trainable)
+    table = layer_table.rows(model, trained_before)
+    layer_table.write(paths.PLOTS / "fine_tune" / "layers.csv", table)
+    print(layer_table.totals(table), flush=True)
     # Squares keep their size, all else comes as squares: quarter turns need them.
     square = index.shape is not None and index.shape[0] == index.shape[1]
     image_shape = index.shape if square else [image_size, image_size, 3]
     augmentation = augment.random_symmetry_layer(parameters.augment.symmetries, seed)
-    trained = models.training_model(model, augmentation, image_shape)
-    training.compile_model(trained, parameters, -(-index.count // parameters.batch_size))
-    table = layer_table.rows(model, trained_before)
-    layer_table.write(paths.PLOTS / "fine_tune" / "layers.csv", table)
-    print(layer_table.totals(table), flush=True)
-
-    def make_training_batches(first_epoch: int):
-        batches = shards.training_batches(
-            train,
-            parameters.batch_size,
-            seed=seed,
-            first_epoch=first_epoch,
-            epochs=parameters.epochs,
-            image_size=image_size,
-        )
-        return training.with_one_hot(batches, classes)
-
-    validation = shards.batches(valid, parameters.batch_size, image_size=image_size)
-    history = training.fit(
-        trained,
+    temperature = training.train(
+        "fine_tune",
+        models.training_model(model, augmentation, image_shape),
         parameters,
-        make_training_batches=make_training_batches,
-        validation_batches=training.with_one_hot(validation, classes),
-        images_per_epoch=index.count,
-        backup=training.backup_folder(
-            "fine_tune",
-            training.fingerprint(
-                parameters, seed, train / shards.INDEX_FILE, paths.HEAD, Path(__file__)
-            ),
-        ),
+        data=paths.IMAGES,
+        seed=seed,
+        inputs=[paths.HEAD, *weights.files(parameters)],
+        image_weights=image_weights,
+        image_size=image_size,
     )
-    logits, labels, _ = training.predict(
-        models.logits_of(model), validation, shards.read_index(valid).count, "calibrate"
-    )
-    temperature = training.fit_temperature(logits, labels)
     models.save(models.with_temperature(model, temperature), paths.FINE_TUNED)
-    training.write_history(paths.PLOTS / "fine_tune" / "history.csv", history)
-    print(f"temperature {temperature:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
 """Trains a new classifier on the cached features of the frozen network.
 
-Reads:  data/features/{train,valid}/ — float16 features; models/backbone.keras.
+Reads:  data/features/{train,valid}/ — float16 features; models/backbone.keras; data/splits.csv —
+        the training images' column of weights, where one is asked for.
 Writes: models/head.keras — images to calibrated probabilities.
         plots/train_head/history.csv — one row an epoch: loss and accuracy of both splits.
 """
 
-from pathlib import Path
-
 from pydantic import field_validator
 
-from stages.common import heads, models, params, paths, shards, training
+from stages.common import heads, models, params, paths, shards, training, weights
 from stages.common.run import UserError, run, start_tensorflow
 
 
 @params.params_dataclass
-class TrainHeadParams(training.TrainingParams):
+class TrainHeadParams(weights.WeightParams, training.TrainingParams):
     """Section `train_head`."""
 
     head: params.Text
@@ -42,13 +41,15 @@ def check_features(head: str, features: str) -> None:
         )
 
 
-def one_view(dataset, views: int, seed: int, first_batch: int = 0):
+def one_view(dataset, seed: int, first_batch: int = 0):
     """Batches of (batch, views, …) features as (batch, …): a view of each image by chance.
 
     The choice follows from the seed and the number of the batch, counted over all epochs, so that
     a resumed run chooses as an uninterrupted one.
     """
     import tensorflow as tf
+
+    views = dataset.element_spec[0].shape[1]
 
     def choose(number, batch):
         features, labels, ids = batch
@@ -66,55 +67,32 @@ def main() -> None:
     """Trains the head, fits its temperature and puts the whole classifier together."""
     parameters = params.load("train_head", TrainHeadParams)
     seed = params.load_seed()
-    train, valid = paths.FEATURES / "train", paths.FEATURES / "valid"
-    index = shards.read_index(train)
-    check_features(parameters.head, "map" if len(index.shape) == 4 else "pooled")
+    index = shards.read_index(paths.FEATURES / "train")
+    _views, *feature_shape = index.shape
+    check_features(parameters.head, "map" if len(feature_shape) == 3 else "pooled")
+    image_weights = weights.load(parameters, "train_head", index.class_names, index.class_counts)
     start_tensorflow(seed)
-    views, *feature_shape = index.shape
-    classes = len(index.class_names)
     head = heads.build(
         parameters.head,
         feature_shape,
-        classes,
+        len(index.class_names),
         hidden_units=parameters.hidden_units,
         dropout=parameters.dropout,
     )
-    steps_per_epoch = -(-index.count // parameters.batch_size)
-    training.compile_model(head, parameters, steps_per_epoch)
-
-    def make_training_batches(first_epoch: int):
-        batches = shards.training_batches(
-            train,
-            parameters.batch_size,
-            seed=seed,
-            first_epoch=first_epoch,
-            epochs=parameters.epochs,
-        )
-        chosen = one_view(batches, views, seed, first_epoch * steps_per_epoch)
-        return training.with_one_hot(chosen, classes)
-
-    validation = one_view(shards.batches(valid, parameters.batch_size), 1, seed)
-    history = training.fit(
+    temperature = training.train(
+        "train_head",
         head,
         parameters,
-        make_training_batches=make_training_batches,
-        validation_batches=training.with_one_hot(validation, classes),
-        images_per_epoch=index.count,
-        backup=training.backup_folder(
-            "train_head",
-            training.fingerprint(parameters, seed, train / shards.INDEX_FILE, Path(__file__)),
-        ),
+        data=paths.FEATURES,
+        seed=seed,
+        inputs=weights.files(parameters),
+        image_weights=image_weights,
+        prepare=lambda batches, first_batch: one_view(batches, seed, first_batch),
     )
-    logits, labels, _ = training.predict(
-        head, validation, shards.read_index(valid).count, "calibrate"
-    )
-    temperature = training.fit_temperature(logits, labels)
     model = models.assemble(models.load(paths.BACKBONE), head, temperature)
     models.save(model, paths.HEAD)
-    training.write_history(paths.PLOTS / "train_head" / "history.csv", history)
     frozen = model.count_params() - head.count_params()
     print(f"{head.count_params():,} parameters trained, {frozen:,} frozen")
-    print(f"temperature {temperature:.3f}")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ def test_the_index_says_what_is_there(folder):
     assert index.largest_bytes == 72
     assert index.dtype == "uint8"
     assert index.class_names == CLASSES
+    assert index.class_counts == [23, 22]
     assert index.files == [f"shard-{number:05}.tfrecord" for number in range(5)]
     assert sorted(path.name for path in folder.iterdir()) == ["index.json", *index.files]
 

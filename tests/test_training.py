@@ -1,13 +1,17 @@
+import sys
+import types
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from scipy.special import log_softmax
 
-from stages.common import augment, models, training
+from stages.common import augment, models, shards, training
 from stages.common.run import UserError
 from stages.fine_tune import first_unfrozen, unfreeze
 from stages.train_head import one_view
+from tests.test_params import error_of
 
 TRAINING = {
     "optimizer": "adamw",
@@ -17,6 +21,7 @@ TRAINING = {
     "decay_per_step": 0.0,
     "warmup_epochs": 0.0,
     "label_smoothing": 0.0,
+    "clip_norm": None,
     "batch_size": 8,
     "epochs": 4,
     "early_stopping_patience": None,
@@ -146,6 +151,50 @@ def test_fingerprint_follows_a_file_by_its_content(tmp_path):
     assert training.fingerprint(path) != before
 
 
+def test_fingerprint_follows_the_code_that_is_loaded(tmp_path, monkeypatch):
+    path = tmp_path / "helper.py"
+    path.write_text("x = 1")
+    helper = types.ModuleType("stages.common.helper")
+    helper.__file__ = str(path)
+    monkeypatch.setitem(sys.modules, helper.__name__, helper)
+    before = training.fingerprint(parameters())
+    assert training.fingerprint(parameters()) == before
+    path.write_text("x = 2")
+    assert training.fingerprint(parameters()) != before
+
+
+def test_train_numbers_batches_over_epochs_and_resumes_with_equal_data_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    features, one_hot = two_blobs()
+    labels = one_hot.argmax(axis=1)
+    first_batches, backups = [], []
+
+    def fit_nothing(_model, _parameters, *, make_training_batches, backup, **_keys):
+        make_training_batches(2)
+        backups.append(backup)
+        raise StopIteration
+
+    def prepare(batches, first_batch):
+        first_batches.append(first_batch)
+        return batches
+
+    monkeypatch.setattr(training, "fit", fit_nothing)
+    # Eight images a batch: four batches an epoch, of 32 images.
+    for edited, value in ((None, 0), (None, 0), ("train", 9), ("valid", 9)):
+        for split in ("train", "valid"):
+            rows = features + (value if split == edited else 0)
+            records = ((row, int(labels[n]), f"{n}") for n, row in enumerate(rows))
+            shards.write_all(tmp_path / "data" / split, records, "float32", ["no", "yes"])
+        with pytest.raises(StopIteration):
+            training.train(
+                "toy", small_model(), parameters(), data=tmp_path / "data", seed=0, prepare=prepare
+            )
+    assert first_batches == [0, 2 * 4] * 4
+    plain, again, other_train, other_valid = backups
+    assert plain == again
+    assert len({plain, other_train, other_valid}) == 3
+
+
 def rates(steps, **changes):
     schedule = training.learning_rate(parameters(epochs=10, **changes), steps_per_epoch=10)
     return [float(schedule(step)) for step in steps]
@@ -162,18 +211,64 @@ def test_schedules():
     assert rates([0, 50, 100], schedule="cosine") == pytest.approx([0.01, 0.005, 0], abs=1e-8)
 
 
-def test_weight_decay_shrinks_kernels_and_leaves_biases_and_batch_norm_alone():
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weight_decay_shrinks_kernels_and_leaves_biases_and_batch_norm_alone(optimizer):
     inputs = keras.Input((4,))
     x = keras.layers.BatchNormalization(name="norm")(keras.layers.Dense(4, name="hidden")(inputs))
     model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
     for layer in model.layers[1:]:
         layer.set_weights([np.ones_like(weight) for weight in layer.get_weights()])
-    training.compile_model(model, parameters(weight_decay=0.5, learning_rate=0.1), 1)
+    given = parameters(optimizer=optimizer, weight_decay=0.5, learning_rate=0.1)
+    training.compile_model(model, given, 1)
     zeros = [keras.ops.zeros_like(variable) for variable in model.trainable_variables]
     model.optimizer.apply(zeros, model.trainable_variables)
     for variable in model.trainable_variables:
         expected = 0.95 if variable.name == "kernel" else 1.0
         np.testing.assert_allclose(variable.numpy(), expected, err_msg=variable.path)
+
+
+@pytest.mark.parametrize("section", ["train_head", "fine_tune"])
+def test_weight_decay_that_adam_would_ignore_is_refused(section):
+    assert error_of(section, {"optimizer": "adam", "weight_decay": 0.01}) == (
+        f"params.yaml, {section}.weight_decay: expected 0 with adam, received 0.01; choose adamw, "
+        "which is adam with weight decay"
+    )
+    assert parameters(optimizer="adam", weight_decay=0.0).weight_decay == 0
+
+
+@pytest.mark.parametrize(
+    ("clip_norm", "scale"),
+    [(None, 1.0), (50.0, 1.0), (1.0, 1 / 13)],
+)
+def test_clip_norm_bounds_the_norm_of_all_gradients_together(clip_norm, scale):
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    given = parameters(optimizer="sgd", learning_rate=0.1, clip_norm=clip_norm)
+    training.compile_model(model, given, 1)
+    before = [variable.numpy() for variable in model.trainable_variables]
+    gradients = [np.array([[3.0, 4.0]], "float32"), np.array([0.0, 12.0], "float32")]  # norm 13
+    model.optimizer.apply(gradients, model.trainable_variables)
+    for old, variable, gradient in zip(before, model.trainable_variables, gradients, strict=True):
+        # The first step of Nesterov's momentum 0.9 is 1.9 times the rate times the gradient.
+        expected = -0.1 * 1.9 * scale * gradient
+        np.testing.assert_allclose(variable.numpy() - old, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("inf"), True, "none"])
+def test_clip_norm_takes_null_or_a_number_above_0(value):
+    error = error_of("fine_tune", {"clip_norm": value})
+    assert error.startswith(
+        "params.yaml, fine_tune.clip_norm: expected null (no limit) or a number above 0, received "
+    )
+
+
+def test_training_that_diverges_stops_with_the_cure_and_keeps_the_last_good_epoch(tmp_path):
+    features, labels = two_blobs()
+    features[-1] = np.nan
+    broken = tf.data.Dataset.from_tensor_slices((features, labels)).batch(8)
+    with pytest.raises(UserError, match=r"diverged: the loss of epoch 1 .*nan; lower.*clip_norm"):
+        fit(small_model(), tmp_path, make_validation=broken)
+    assert not list((tmp_path / "backup").glob("epoch-*"))
 
 
 def test_label_smoothing_raises_the_loss_of_a_sure_and_right_model():
@@ -200,8 +295,8 @@ def test_one_view_follows_from_seed_and_batch_number_so_that_a_resumed_run_sees_
     batches = tf.data.Dataset.from_tensor_slices(
         (features, np.arange(24), np.array(["x"] * 24))
     ).batch(8)
-    whole = [batch[0].numpy() for batch in one_view(batches, 4, seed=5)]
-    resumed = [batch[0].numpy() for batch in one_view(batches.skip(1), 4, seed=5, first_batch=1)]
+    whole = [batch[0].numpy() for batch in one_view(batches, seed=5)]
+    resumed = [batch[0].numpy() for batch in one_view(batches.skip(1), seed=5, first_batch=1)]
     np.testing.assert_array_equal(whole[1:], resumed)
     views = np.concatenate(whole)[:, 0] - features[:, 0, 0]
     assert set(views) == {0, 1, 2, 3}

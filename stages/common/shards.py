@@ -29,6 +29,7 @@ class Index:
     largest_bytes: int  # of one record's array
     dtype: str
     class_names: list[str]
+    class_counts: list[int]  # records of each class
     files: list[str]
     sha256: str  # of all arrays, labels and ids, in order
 
@@ -48,7 +49,8 @@ class ShardWriter:
         self._writer = None
         self._shard_bytes = 0
         self._shapes: set[tuple[int, ...]] = set()
-        self._count = self._largest_bytes = 0
+        self._class_counts = [0] * len(class_names)
+        self._largest_bytes = 0
         self._digest = hashlib.sha256()
 
     def __enter__(self) -> "ShardWriter":
@@ -76,7 +78,7 @@ class ShardWriter:
         self._shapes.add(array.shape)
         self._largest_bytes = max(self._largest_bytes, len(raw))
         self._shard_bytes += len(raw)
-        self._count += 1
+        self._class_counts[label] += 1
 
     def _start_shard(self) -> None:
         import tensorflow as tf
@@ -93,11 +95,12 @@ class ShardWriter:
         if error is not None:
             return  # no index: what was written is not a whole folder
         index = Index(
-            count=self._count,
+            count=sum(self._class_counts),
             shape=list(next(iter(self._shapes))) if len(self._shapes) == 1 else None,
             largest_bytes=self._largest_bytes,
             dtype=self._dtype,
             class_names=self._class_names,
+            class_counts=self._class_counts,
             files=self._files,
             sha256=self._digest.hexdigest(),
         )

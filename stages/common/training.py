@@ -1,18 +1,22 @@
 """What the two training stages share: optimizer, schedule, loss, history, backups, temperature."""
 
 import csv
+import functools
 import hashlib
+import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from stages.common import params, paths, tables
+from stages.common import params, paths, shards, tables
+from stages.common.run import UserError, progress
 
 
 @params.params_dataclass
@@ -26,12 +30,25 @@ class TrainingParams:
     decay_per_step: params.NonNegativeFloat
     warmup_epochs: params.NonNegativeFloat
     label_smoothing: params.RateBelowOne
+    clip_norm: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="null (no limit) or a number above 0"),
+    ]
     batch_size: params.PositiveInt
     epochs: params.PositiveInt
     early_stopping_patience: Annotated[
         int | None,
         Field(ge=1, description="null (train all epochs) or a whole number of epochs, 1 or more"),
     ]
+
+    @model_validator(mode="after")
+    def _decay_has_an_effect(self):
+        if self.optimizer == "adam" and self.weight_decay:
+            raise ValueError(
+                f"weight_decay: expected 0 with adam, received {self.weight_decay}; "
+                "choose adamw, which is adam with weight decay"
+            )
+        return self
 
 
 def learning_rate(parameters: TrainingParams, steps_per_epoch: int):
@@ -63,35 +80,44 @@ def learning_rate(parameters: TrainingParams, steps_per_epoch: int):
 def compile_model(model, parameters: TrainingParams, steps_per_epoch: int) -> None:
     """Compiles a model that gives logits, for one-hot labels.
 
-    AdamW's decay is decoupled and leaves biases and BatchNorm alone (Loshchilov and Hutter 2019);
-    with 'adam' and 'sgd' `weight_decay` must be 0.
+    Weight decay is decoupled, of 'sgd' as well as 'adamw', and leaves biases and BatchNorm alone
+    (Loshchilov and Hutter 2019). `clip_norm` scales all gradients of a step down together where
+    their norm exceeds it (Pascanu et al. 2013).
     """
     import keras
 
-    rate = learning_rate(parameters, steps_per_epoch)
-    if parameters.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=parameters.weight_decay)
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    elif parameters.optimizer == "adam":
-        optimizer = keras.optimizers.Adam(rate)
-    else:
-        optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
+    kinds = {
+        "adam": keras.optimizers.Adam,
+        "adamw": keras.optimizers.AdamW,
+        "sgd": functools.partial(keras.optimizers.SGD, momentum=0.9, nesterov=True),
+    }
+    optimizer = kinds[parameters.optimizer](
+        learning_rate(parameters, steps_per_epoch),
+        weight_decay=parameters.weight_decay,
+        global_clipnorm=parameters.clip_norm,
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(
         optimizer=optimizer,
         # With smoothing 0 this equals the sparse loss.
         loss=keras.losses.CategoricalCrossentropy(
             from_logits=True, label_smoothing=parameters.label_smoothing
         ),
-        metrics=["accuracy"],
+        metrics=["accuracy"],  # takes every image once, whatever its weight
     )
 
 
-def with_one_hot(dataset, classes: int):
-    """(arrays, labels, ids) batches as (arrays, one-hot labels (batch, classes) float32)."""
+def with_one_hot(dataset, classes: int, weigh=None):
+    """(arrays, labels, ids) batches as (arrays, one-hot labels (batch, classes) float32).
+
+    With `weigh`, a function from labels and ids to weights (batch,) float32, these come third:
+    Keras multiplies each image's loss by its weight and divides the sum by the number of images.
+    """
     import tensorflow as tf
 
-    def convert(arrays, labels, _ids):
-        return arrays, tf.one_hot(labels, classes)
+    def convert(arrays, labels, ids):
+        one_hot = tf.one_hot(labels, classes)
+        return (arrays, one_hot) if weigh is None else (arrays, one_hot, weigh(labels, ids))
 
     return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
@@ -99,10 +125,16 @@ def with_one_hot(dataset, classes: int):
 def fingerprint(*parts: Any) -> str:
     """A short name for a configuration: paths by their content, all else by its repr.
 
-    This module's own code is part of it: a run does not resume what other code began.
+    All code of the stages that this process has loaded is part of it: a run does not resume what
+    other code began.
     """
+    code = {
+        name: Path(module.__file__)
+        for name, module in sys.modules.items()
+        if name.split(".")[0] in ("stages", "__main__") and getattr(module, "__file__", None)
+    }
     digest = hashlib.sha256()
-    for part in (*parts, Path(__file__)):
+    for part in (*parts, *(code[name] for name in sorted(code))):
         content = part.read_bytes() if isinstance(part, Path) else repr(part).encode()
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:16]
@@ -118,6 +150,72 @@ def backup_folder(stage: str, name: str) -> Path:
         if other.name != name:
             shutil.rmtree(other)
     return parent / name
+
+
+def train(
+    stage: str,
+    model,
+    parameters: TrainingParams,
+    *,
+    data: Path,
+    seed: int,
+    inputs: Sequence[Path] = (),
+    image_weights=None,
+    image_size: int | None = None,
+    prepare=lambda batches, first_batch: batches,
+) -> float:
+    """Trains a model that gives logits, writes its learning curve and fits its temperature.
+
+    Args:
+        stage: names the curve, plots/<stage>/history.csv, and the backup.
+        model: not compiled; leaves trained.
+        parameters: the stage's section.
+        data: shards of the model's inputs in train/ and valid/.
+        seed: of the order of the training images.
+        inputs: files besides `data` on which the result depends; a run resumes with equal ones.
+        image_weights: a weights.ImageWeights, for the training images only; None: all equal.
+        image_size: see shards.batches.
+        prepare: from a dataset of (arrays, labels, ids) batches and the number of its first one,
+            counted over all epochs, to the dataset that the model takes.
+
+    Returns:
+        The temperature.
+    """
+    index, validation_index = (shards.read_index(data / split) for split in ("train", "valid"))
+    classes = len(index.class_names)
+    weigh = None if image_weights is None else image_weights.function()
+    steps_per_epoch = -(-index.count // parameters.batch_size)
+    compile_model(model, parameters, steps_per_epoch)
+
+    def make_training_batches(first_epoch: int):
+        batches = shards.training_batches(
+            data / "train",
+            parameters.batch_size,
+            seed=seed,
+            first_epoch=first_epoch,
+            epochs=parameters.epochs,
+            image_size=image_size,
+        )
+        return with_one_hot(prepare(batches, first_epoch * steps_per_epoch), classes, weigh)
+
+    batches = shards.batches(data / "valid", parameters.batch_size, image_size=image_size)
+    validation = prepare(batches, 0)
+    history = fit(
+        model,
+        parameters,
+        make_training_batches=make_training_batches,
+        validation_batches=with_one_hot(validation, classes),
+        images_per_epoch=index.count,
+        backup=backup_folder(
+            stage,
+            fingerprint(parameters, seed, index.sha256, validation_index.sha256, *inputs),
+        ),
+    )
+    write_history(paths.PLOTS / stage / "history.csv", history)
+    logits, labels, _ = predict(model, validation, validation_index.count, "calibrate")
+    temperature = fit_temperature(logits, labels)
+    print(f"temperature {temperature:.3f}")
+    return temperature
 
 
 def fit(
@@ -267,6 +365,12 @@ class _History:
                 self.trained = time.perf_counter()
 
             def on_epoch_end(self, epoch, logs=None):
+                if not math.isfinite(logs["loss"] + logs["val_loss"]):
+                    raise UserError(
+                        f"training diverged: the loss of epoch {epoch + 1} is {logs['loss']}, on "
+                        f"the validation split {logs['val_loss']}; lower the stage's "
+                        "learning_rate, or set its clip_norm"
+                    )
                 rate = float(self.model.optimizer.learning_rate.numpy())
                 history.add({"epoch": epoch + 1, "learning_rate": rate, **logs})
                 seconds = self.trained - self.started
@@ -362,8 +466,6 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 def predict(model, dataset, total: int, description: str) -> tuple[np.ndarray, np.ndarray, list]:
     """Runs a model over (arrays, labels, ids) batches; outputs, labels and ids in order."""
     import tensorflow as tf
-
-    from stages.common.run import progress
 
     forward = tf.function(lambda arrays: model(arrays, training=False), reduce_retracing=True)
     outputs, labels, ids = [], [], []
