@@ -1,22 +1,34 @@
-"""Brings the data set into one TFDS directory.
+"""Brings the data set into one TFDS directory and checks every image of it.
 
-Reads:  the source: a package (elpv), dataset.path (image_folder), or a TFDS set by its name.
+Reads:  the source: a package (elpv), dataset.path (image_folder, image_table), or a TFDS set by
+        its name.
 Writes: data/raw/ — TFRecord shards with the original encoded image bytes, labels, class names,
         and whatever else the source says of an image.
+        data/inventory.csv — one row an image of the source: size, format, hashes, channel means,
+        and the problem of those that can't be used.
+        data/rejected.csv — those alone: id, name, label, problem, detail.
 """
 
+import functools
+import itertools
 import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.common import params, paths
-from stages.common.run import UserError, run, start_tensorflow
+from stages.common import checks, images, inventory, params, paths
+from stages.common.datasets.raw import RawDataset
+from stages.common.run import UserError, progress, run, start_tensorflow
 
-REACH_SECONDS = 5
-MANUAL = "manual"  # the folder in which TFDS looks for files that a person brought
-OFFLINE_DEFAULT = "set dataset.name to elpv, which needs no download, or image_folder"
+OWN_SOURCES = ("elpv", "image_folder", "image_table")
+
+OptionalColumn = Annotated[
+    Annotated[str, Field(min_length=1)] | None,
+    Field(description="null, or the name of a column"),
+]
 
 
 @params.params_dataclass
@@ -25,6 +37,16 @@ class ElpvParams:
 
     labels: Literal["binary", "probability"]
     threshold: Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")]
+
+
+@params.params_dataclass
+class ImageTableParams:
+    """The table's columns that mean something; all others are kept as they are."""
+
+    path_column: params.Text
+    label_column: params.Text
+    split_column: OptionalColumn
+    group_column: OptionalColumn
 
 
 @params.params_dataclass
@@ -37,6 +59,16 @@ class FetchParams:
         list[str] | None,
         Field(description="null for all, or a list of the set's own splits, such as [train]"),
     ]
+    on_bad_image: Literal["error", "skip"]
+    pixel_limit: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=images.MOST_PIXELS,
+            description=f"a whole number from 1 to {images.MOST_PIXELS}",
+        ),
+    ]
+    image_table: ImageTableParams
     elpv: ElpvParams
 
 
@@ -51,102 +83,93 @@ def make_builder(dataset: FetchParams, data_dir: Path):
         from stages.common.datasets.image_folder import ImageFolder
 
         return ImageFolder(folder=Path(dataset.path), data_dir=data_dir)
-    import tensorflow_datasets as tfds
+    if dataset.name == "image_table":
+        from stages.common.datasets.image_table import ImageTable
 
-    base_name = dataset.name.split(":")[0].split("/")[0]
-    known = ["elpv", "image_folder", *tfds.list_builders(with_community_datasets=False)]
-    if base_name not in known:
-        raise UserError(
-            f"params.yaml, dataset.name: expected elpv, image_folder or one of the "
-            f"{len(known) - 2} sets of TensorFlow Datasets, received {dataset.name!r}"
-            f"{params.nearest(base_name, known)}"
+        columns = dataset.image_table
+        return ImageTable(
+            table=Path(dataset.path),
+            path_column=columns.path_column,
+            label_column=columns.label_column,
+            split_column=columns.split_column,
+            group_column=columns.group_column,
+            downloads=paths.DOWNLOADS / dataset.name,
+            data_dir=data_dir,
         )
-    try:
-        builder = tfds.builder(dataset.name, data_dir=data_dir)
-    except (ValueError, AssertionError, tfds.core.registered.DatasetNotFoundError) as error:
-        # AssertionError: a version that the set does not have.
-        raise UserError(f"params.yaml, dataset.name: {error}") from None
-    missing = {"image", "label"} - set(builder.info.features)
-    if missing:
-        raise UserError(
-            f"params.yaml, dataset.name: {dataset.name!r} is no image classification set; it "
-            f"lacks the features {sorted(missing)} and has {sorted(builder.info.features)}"
+    from stages.common.datasets.library import library_builder
+
+    return library_builder(dataset.name, OWN_SOURCES, data_dir)
+
+
+def check_images(raw: RawDataset, pixel_limit: int) -> Iterator[inventory.InventoryRow]:
+    """Decodes every image of data/raw once: what it is or why it can't be used, in their order."""
+    inspect = functools.partial(checks.inspect, pixel_limit=pixel_limit)
+    checked = images.map_encoded(inspect, raw)
+    for image, found in progress(checked, total=raw.count, unit="image", description="check"):
+        if image.label < 0 and "problem" not in found:
+            found |= {"problem": "empty_label", "detail": "the source gives no label"}
+        yield inventory.InventoryRow(
+            id=image.id, name=image.name, label=raw.class_name(image.label), **found
         )
-    return builder
 
 
-def check_splits(wanted: list[str] | None, available: list[str]) -> list[str]:
-    """The set's own splits to use: all, or those asked for where they exist."""
-    for name in wanted or []:
-        if name not in available:
-            raise UserError(
-                f"params.yaml, dataset.splits: expected some of {sorted(available)}, received "
-                f"{name!r}{params.nearest(name, available)}"
-            )
-    return sorted(wanted or available)
+def noting_rejected(
+    rows: Iterable[inventory.InventoryRow], rejected: list[inventory.InventoryRow]
+) -> Iterator[inventory.InventoryRow]:
+    """The rows as they come; those with a problem are put into `rejected` as well."""
+    for row in rows:
+        if row.problem:
+            rejected.append(row)
+        yield row
 
 
-def missing_downloads(builder, downloads: Path) -> list[str]:
-    """URLs that the builder would download: neither kept from before nor brought by a person."""
-    from tensorflow_datasets.core.download import resource
-
-    def is_there(url: str, info) -> bool:
-        if info.filename and (downloads / MANUAL / info.filename).exists():
-            return True
-        kept = downloads.rglob(resource.get_dl_fname(url, info.checksum))
-        return any(resource.is_locally_cached(path) for path in kept)
-
-    return [url for url, info in (builder.url_infos or {}).items() if not is_there(url, info)]
-
-
-def check_reachable(urls: list[str]) -> None:
-    """Asks each host once; TFDS would retry for minutes and end in a traceback.
+def judge(rejected: list[inventory.InventoryRow], count: int, on_bad_image: str) -> str | None:
+    """A sentence on the images that can't be used; None where all `count` can.
 
     Raises:
-        UserError: a host does not answer within seconds. Any answer, an error too, counts as one.
+        UserError: there are some, and `on_bad_image` is error. Its text names all of them.
     """
-    import requests
-
-    by_host = {url.split("/")[2]: url for url in urls if "://" in url}
-    for host, url in by_host.items():
-        try:
-            requests.head(url, timeout=REACH_SECONDS, allow_redirects=True)
-        except requests.RequestException:
-            raise UserError(
-                f"{host} can't be reached, so {url} can't be downloaded; connect this machine, "
-                f"put the file into {paths.DOWNLOADS / MANUAL}, or {OFFLINE_DEFAULT}"
-            ) from None
-
-
-def prepare(builder, splits: list[str] | None, downloads: Path, target: Path) -> dict[str, int]:
-    """Runs the builder and moves its directory to `target`; returns images per split."""
-    import tensorflow_datasets as tfds
-
-    check_reachable(missing_downloads(builder, downloads))
-    try:
-        builder.download_and_prepare(download_dir=str(downloads))
-    except tfds.core.utils.error_utils.DatasetGenerationError as error:
-        raise error.__cause__ or error from None
-    info = builder.info
-    used = check_splits(splits, [str(name) for name in info.splits])
-    target.mkdir(parents=True, exist_ok=True)
-    for name in used:
-        for shard in info.splits[name].filepaths:
-            shutil.move(shard, target / shard.name)
-    info.set_splits(tfds.core.splits.SplitDict([info.splits[name] for name in used]))
-    info.write_to_directory(target)
-    return {name: info.splits[name].num_examples for name in used}
+    if not rejected:
+        return None
+    numbers = Counter(row.problem for row in rejected)
+    summary = ", ".join(f"{number} {problem}" for problem, number in sorted(numbers.items()))
+    if on_bad_image == "error":
+        listed = "".join(f"\n       {row.name}: {row.problem}: {row.detail}" for row in rejected)
+        raise UserError(
+            f"{len(rejected)} of {count} images can't be used ({summary}); mend or remove them, or "
+            f"set dataset.on_bad_image to skip; {inventory.REJECTED_FILE} lists them too:{listed}"
+        )
+    return (
+        f"{len(rejected)} of {count} images can't be used and are left out ({summary}); "
+        f"{inventory.REJECTED_FILE} lists them"
+    )
 
 
 def main() -> None:
-    """Reads the source and writes data/raw."""
+    """Reads the source, writes data/raw, and checks what is there."""
     dataset = params.load("dataset", FetchParams)
     start_tensorflow()
+    from stages.common.datasets.library import prepare
+
     paths.DOWNLOADS.mkdir(parents=True, exist_ok=True)
     building = paths.RAW / "building"  # inside the output, so that nothing crosses file systems
-    counts = prepare(make_builder(dataset, building), dataset.splits, paths.DOWNLOADS, paths.RAW)
+    builder = make_builder(dataset, building)
+    counts = prepare(builder, dataset.splits, paths.DOWNLOADS, paths.RAW)
     shutil.rmtree(building)
     print(f"{dataset.name}: " + ", ".join(f"{n} images in '{s}'" for s, n in counts.items()))
+    # Our own builders say what they left out; of TFDS's own there is nothing to say.
+    for note in getattr(builder, "notes", []):
+        print(note)
+    never_stored = getattr(builder, "rejected", {})  # split to rows: there is no image to check
+    without_image = [row for split in counts for row in never_stored.get(split, [])]
+    raw = RawDataset(paths.RAW)
+    rejected: list[inventory.InventoryRow] = []
+    rows = itertools.chain(check_images(raw, dataset.pixel_limit), without_image)
+    inventory.write(inventory.INVENTORY_FILE, noting_rejected(rows, rejected))
+    inventory.write_rejected(inventory.REJECTED_FILE, rejected)
+    sentence = judge(rejected, raw.count + len(without_image), dataset.on_bad_image)
+    if sentence:
+        print(sentence)
 
 
 if __name__ == "__main__":

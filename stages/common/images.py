@@ -1,45 +1,152 @@
 """Decodes image files to RGB and shrinks them, with Pillow, on all cores."""
 
 import io
+import itertools
+import multiprocessing
 import os
+import signal
+import struct
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from stages.common.run import UserError
+
+# Only these are tried: other plugins of Pillow start programs (EPS) or are seldom met.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+MOST_PIXELS = 178_956_970  # Pillow's own limit, above which it takes a file for an attack
+CHUNK_IMAGES = 64
+CHUNK_BYTES = 2**20
+# What Pillow's plugins raise on bytes that they can't make sense of, found by damaging real files.
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, struct.error)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def decode(encoded: bytes) -> Image.Image:
+class BadImage(ValueError):
+    """An image that can't be used: the code of the problem, as in inventory.PROBLEMS, and words."""
+
+    def __init__(self, problem: str, detail: str):
+        super().__init__(problem, detail)
+        self.problem, self.detail = problem, detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture, and what its file says of itself."""
+
+    picture: Image.Image  # upright, RGB
+    format: str  # as Pillow names it: JPEG, PNG, …
+    mode: str  # of the pixels as stored: L, RGB, P, I;16, CMYK, RGBA, …
+    frames: int  # above 1: an animation or several pages, of which the picture is the first
+
+
+def read(encoded: bytes, pixel_limit: int = MOST_PIXELS) -> Decoded:
     """An encoded image as an upright RGB picture.
 
     The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency is laid over
     white; of an animation the first frame is taken.
 
     Raises:
-        ValueError: the bytes are no image that Pillow knows, are cut off, or exceed its limit of
-            pixels (decompression bombs). The text says which.
+        BadImage: not_an_image, truncated (cut off or damaged), zero_pixels, or too_many_pixels:
+            more than `pixel_limit`, which is read from the header before anything is decoded.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            file_format, mode = image.format, image.mode
+            _check_size(image.size, pixel_limit)
+            # A photograph's second picture (MPO) is a preview or a depth map, and no animation.
+            frames = 1 if file_format == "MPO" else getattr(image, "n_frames", 1)
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            _turn_upright(image)
+            return Decoded(_to_rgb(image), file_format, mode, frames)
+    except BadImage:
+        raise
     except UnidentifiedImageError:
-        raise ValueError(f"not an image that can be decoded ({len(encoded)} bytes)") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from None
-    if upright.mode.startswith("I;16") or upright.mode == "I":
-        pixels = np.asarray(upright).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((pixels // 257).astype(np.uint8)).convert("RGB")
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        white = Image.new("RGBA", upright.size, "white")
-        return Image.alpha_composite(white, upright).convert("RGB")
-    return upright.convert("RGB")
+        raise _unidentified(encoded) from None
+    except Image.DecompressionBombError as error:
+        raise BadImage("too_many_pixels", str(error)) from None
+    except _DECODER_ERRORS as error:
+        detail = f"cut off or damaged, of {len(encoded)} bytes: {error}"
+        raise BadImage("truncated", detail) from None
+
+
+def decode(encoded: bytes, pixel_limit: int = MOST_PIXELS) -> Image.Image:
+    """The picture of `read` alone."""
+    return read(encoded, pixel_limit).picture
+
+
+def _check_size(size: tuple[int, int], pixel_limit: int) -> None:
+    width, height = size
+    if width * height == 0:
+        raise BadImage("zero_pixels", f"{width}×{height} pixels")
+    if width * height > pixel_limit:
+        detail = f"{width}×{height} pixels are more than the limit of {pixel_limit}"
+        raise BadImage("too_many_pixels", detail)
+
+
+def _unidentified(encoded: bytes) -> BadImage:
+    """Why no plugin took the bytes, judged by their beginning."""
+    if not encoded:
+        return BadImage("not_an_image", "not an image that can be decoded: the file is empty")
+    Image.init()
+    begins_as = [name for name in FORMATS if Image.OPEN[name][1](encoded[:16]) is True]
+    if not begins_as:
+        return BadImage(
+            "not_an_image",
+            f"not an image that can be decoded ({len(encoded)} bytes, which begin with "
+            f"{encoded[:12]!r}; the formats are {', '.join(FORMATS)})",
+        )
+    # Pillow does not tell a header without pixels from a damaged one.
+    places = {"PNG": ("!16x2I", 24), "GIF": ("<6x2H", 10), "BMP": ("<18x2i", 26)}
+    layout, end = places.get(begins_as[0], ("", 0))
+    if end and len(encoded) >= end:
+        width, height = struct.unpack(layout, encoded[:end])
+        if width * height == 0:
+            return BadImage("zero_pixels", f"{width}×{height} pixels")
+    return BadImage(
+        "truncated",
+        f"begins as {begins_as[0]}, but its header is cut off or damaged ({len(encoded)} bytes)",
+    )
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """Applies the EXIF orientation in place; where EXIF can't be read, the picture stays."""
+    try:
+        image.getexif()  # keeps what it read, so that the bytes can go:
+        image.info.pop("exif", None)  # writing damaged ones anew is where Pillow fails
+        ImageOps.exif_transpose(image, in_place=True)
+    except _DECODER_ERRORS:
+        # The pixels are sound, and a note that nobody can read has turned no other viewer either.
+        return
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise BadImage(
+            "not_an_image", "floating-point pixels have no known range; store 8 or 16 bits"
+        )
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image).astype(np.int64)
+        grey = (values.clip(0, 65535) // 257).astype(np.uint8)
+        grey[values == image.info.get("transparency")] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
 def shrink(image: Image.Image, image_size: int) -> Image.Image:
@@ -57,22 +164,118 @@ def to_array(encoded: bytes, image_size: int) -> np.ndarray:
     return np.asarray(shrink(decode(encoded), image_size))
 
 
-def parallel_map(
-    function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 64
-) -> Iterator[Result]:
-    """`map` on as many threads as cores, in order, with at most `ahead` results in memory.
+class Encoded(Protocol):
+    """Whatever carries the bytes of an image file."""
 
-    Threads are enough: Pillow and hashlib release the interpreter's lock while they work.
+    encoded: bytes
+
+
+EncodedItem = TypeVar("EncodedItem", bound=Encoded)
+
+
+def map_encoded(
+    function: Callable[[bytes], Result], items: Iterable[EncodedItem]
+) -> Iterator[tuple[EncodedItem, Result | BadImage]]:
+    """Pairs every item with `function(item.encoded)`, in order, in as many processes as cores.
+
+    Where the function raises BadImage, that is the item's result, so that the caller can name it.
+
+    Processes, since Python itself takes most of the time that a small image needs, and threads
+    share one Python; in chunks, since a message costs as much as a small image. Memory is bounded
+    by a few chunks a core, of 64 images or a mebibyte each.
+
+    Args:
+        function: of a module, or a functools.partial of one, so that a process can import it.
+
+    Raises:
+        UserError: a process was killed.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting = deque()
+    chunks = _chunks(items)
+    first = list(itertools.islice(chunks, 2))
+    chunks = itertools.chain(first, chunks)
+    processes = os.cpu_count() or 1
+    if len(first) < 2 or processes == 1:  # starting processes would take longer than the work
+        for chunk in chunks:
+            yield from zip(chunk, _run_chunk(function, _bytes_of(chunk)), strict=True)
+        return
+    # Not forked: a fork of a process in which TensorFlow's threads run can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _start_worker) as pool:
+
+        def submit(chunk: list[EncodedItem]) -> Future:
+            return pool.submit(_run_chunk, function, _bytes_of(chunk))
+
         try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            for chunk, results in _in_order(submit, chunks, ahead=3 * processes):
+                yield from zip(chunk, results, strict=True)
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that decodes images was killed, most likely since the memory is used "
+                "up; run the same command again on a machine with more memory"
+            ) from None
+
+
+def _bytes_of(chunk: Iterable[EncodedItem]) -> list[bytes]:
+    return [item.encoded for item in chunk]
+
+
+def _run_chunk(function: Callable[[bytes], Result], chunk: list[bytes]) -> list[Result | BadImage]:
+    def result_or_problem(encoded: bytes) -> Result | BadImage:
+        try:
+            return function(encoded)
+        except BadImage as problem:
+            return problem
+
+    return [result_or_problem(encoded) for encoded in chunk]
+
+
+def _start_worker() -> None:
+    """Leaves Ctrl-C to the main process, and Pillow's remarks on metadata unsaid."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", module="PIL")
+
+
+def _chunks(items: Iterable[EncodedItem]) -> Iterator[list[EncodedItem]]:
+    chunk, size = [], 0
+    for item in items:
+        chunk.append(item)
+        size += len(item.encoded)
+        if len(chunk) == CHUNK_IMAGES or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def parallel_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    ahead: int = 64,
+    threads: int | None = None,
+) -> Iterator[Result]:
+    """`map` on threads, as many as cores, in order, with at most `ahead` results in memory.
+
+    For what waits (for a disk, a network) or leaves Python for long, as large images do.
+    """
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        for _, result in _in_order(lambda item: pool.submit(function, item), items, ahead):
+            yield result
+
+
+def _in_order(
+    submit: Callable[[Item], Future], items: Iterable[Item], ahead: int
+) -> Iterator[tuple[Item, Any]]:
+    """Each item with the result of its future, with at most `ahead` of them in memory."""
+    waiting = deque()
+    try:
+        for item in items:
+            waiting.append((item, submit(item)))
+            if len(waiting) >= ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()

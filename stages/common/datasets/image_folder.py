@@ -1,98 +1,152 @@
-"""A folder with one folder of images a class, as people have them."""
+"""A folder with one folder of images a class, as people have them, or an archive of it."""
 
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import tensorflow_datasets as tfds
 
-from stages.common import images
+from stages.common.datasets.sources import open_source
 from stages.common.run import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
-MOST_LISTED = 20
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".gif"),
+    *(".bmp", ".webp", ".tif", ".tiff"),
+)
+# What people call the folders of official splits; `stages.split` knows the same names.
+OFFICIAL_SPLITS = ("train", "valid", "val", "validation", "test")
 
 
-def find(folder: Path) -> dict[str, list[Path]]:
-    """Class name to its image files, both sorted; the class is the path of the file's folder.
+@dataclass(frozen=True)
+class Layout:
+    """How a file's name says its class and its split."""
+
+    top: str  # folders that all images of an archive share, with a closing `/`; or empty
+    has_splits: bool  # whether the folders below `top` are official splits
+    class_names: tuple[str, ...]
+    split_names: tuple[str, ...]
+    left_out: dict[str, int]  # files that are no images by their names: suffix to number
+
+    def place(self, name: str) -> tuple[str, str]:
+        """Split and class of an image."""
+        folder, _, _ = name.removeprefix(self.top).rpartition("/")
+        return _split_and_class(folder) if self.has_splits else ("train", folder)
+
+
+def _split_and_class(folder: str) -> tuple[str, str]:
+    split, _, class_name = folder.partition("/")
+    return split.casefold(), class_name
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of the name begins with a dot, as what systems leave behind does."""
+    return name.startswith(".") or "/." in name
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is one of the images, judged by its name."""
+    return name.lower().endswith(SUFFIXES) and not is_hidden(name)
+
+
+def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
+    """Finds classes and official splits from the names of all files.
+
+    The class is the path of a file's folder. If all folders at the top are named train, valid (val,
+    validation) or test, they are official splits; a class `test` beside others is a class.
+
+    Args:
+        names: relative to the source.
+        where: the source, for messages.
+        strip_top: whether folders that all images share, as in most archives, are no classes.
 
     Raises:
-        UserError: the folder is absent, or has fewer than two classes with images.
+        UserError: images lie outside any class, or there are fewer than two classes.
     """
-    if not folder.is_dir():
+    images_in: Counter[str] = Counter()
+    first_in: dict[str, str] = {}
+    left_out: Counter[str] = Counter()
+    for name in names:
+        if is_image(name):
+            folder, _, _ = name.rpartition("/")
+            images_in[folder] += 1
+            first_in.setdefault(folder, name)
+        elif not is_hidden(name):
+            left_out[PurePosixPath(name).suffix.lower() or "no suffix"] += 1
+    top = _shared_top(images_in) if strip_top else ""
+    below = {folder: f"{folder}/".removeprefix(top).rstrip("/") for folder in images_in}
+    has_splits = bool(below) and all(
+        folder.split("/")[0].casefold() in OFFICIAL_SPLITS for folder in below.values()
+    )
+    places = {
+        folder: _split_and_class(inner) if has_splits else ("train", inner)
+        for folder, inner in below.items()
+    }
+    for folder, (_, class_name) in places.items():
+        if not class_name:
+            raise UserError(
+                f"dataset.path: {first_in[folder]} and {images_in[folder] - 1} more images lie in "
+                f"{where / folder} itself; move each into a folder named after its class"
+            )
+    class_names = tuple(sorted({class_name for _, class_name in places.values()}))
+    if len(class_names) < 2:
         raise UserError(
-            f"dataset.path: the folder {folder} does not exist; put one folder of images for "
-            "each class into it"
+            f"dataset.path: expected at least two folders with images in {where}, received "
+            f"{list(class_names) or 'none'}; each class needs its own ({', '.join(SUFFIXES)})"
         )
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and path.suffix.lower() in SUFFIXES and not hidden:
-            class_name = path.parent.relative_to(folder).as_posix()
-            files.setdefault(class_name, []).append(path)
-    loose = files.pop(".", [])
-    if loose:
-        raise UserError(
-            f"dataset.path: {loose[0]} and {len(loose) - 1} more images lie in {folder} itself; "
-            "move each into a folder named after its class"
-        )
-    if len(files) < 2:
-        raise UserError(
-            f"dataset.path: expected at least two folders with images in {folder}, received "
-            f"{sorted(files) or 'none'}; each class needs its own ({', '.join(SUFFIXES)})"
-        )
-    return files
+    split_names = tuple(sorted({split for split, _ in places.values()}))
+    return Layout(top, has_splits, class_names, split_names, dict(left_out))
 
 
-def check(files: dict[str, list[Path]]) -> None:
-    """Decodes every image once.
-
-    Raises:
-        UserError: some can't be decoded; all of them are counted and the first ones named.
-    """
-
-    def problem(path: Path) -> str | None:
-        try:
-            images.decode(path.read_bytes())
-        except ValueError as error:
-            return f"{path}: {error}"
-        return None
-
-    paths = [path for group in files.values() for path in group]
-    problems = [text for text in images.parallel_map(problem, paths) if text]
-    if problems:
-        listed = "\n       ".join(problems[:MOST_LISTED])
-        more = len(problems) - MOST_LISTED
-        raise UserError(
-            f"{len(problems)} of {len(paths)} images can't be read; mend or remove them:\n"
-            f"       {listed}" + (f"\n       … and {more} more" if more > 0 else "")
-        )
+def _shared_top(folders: Iterable[str]) -> str:
+    """The folders that all others are in, with a closing `/`; a split's folder is none of them."""
+    rests, top = set(folders), ""
+    while len(rests) > 1:
+        heads = {folder.split("/")[0] for folder in rests}
+        (head, *others) = heads
+        if others or head.casefold() in OFFICIAL_SPLITS or not head:
+            break
+        top += f"{head}/"
+        rests = {folder.partition("/")[2] for folder in rests}
+    return top
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder):
-    """The images of a folder, their encoded bytes untouched."""
+    """The images of a folder or an archive (.zip, .tar, .tar.gz), their encoded bytes untouched."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, folder: Path, **kwargs):
-        """`folder` holds one folder a class, nested folders joined with `/`."""
-        self._folder = Path(folder)
-        self._files = find(self._folder)
-        check(self._files)
+        """`folder` holds one folder a class, nested folders joined with `/`; or is an archive."""
+        self._source = open_source(Path(folder))
+        self.layout = survey(self._source.names(), self._source.path, self._source.is_archive)
+        left_out = sorted(self.layout.left_out.items())
+        self.notes = (
+            [
+                "left out are files that are no images by their names: "
+                + ", ".join(f"{count} of {suffix}" for suffix, count in left_out)
+            ]
+            if left_out
+            else []
+        )
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.ClassLabel(names=sorted(self._files)),
+            "label": tfds.features.ClassLabel(names=list(self.layout.class_names)),
             "name": tfds.features.Text(),
         }
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing to download
-        return {"train": self._generate_examples()}
+        return {split: self._generate_examples(split) for split in self.layout.split_names}
 
-    def _generate_examples(self):
-        for class_name, paths in self._files.items():
-            for path in paths:
-                name = path.relative_to(self._folder).as_posix()
-                yield name, {"image": str(path), "label": class_name, "name": name}
+    def _generate_examples(self, split: str):
+        def wanted(name: str) -> bool:
+            return is_image(name) and self.layout.place(name)[0] == split
+
+        for name, encoded in self._source.files(wanted):
+            _, class_name = self.layout.place(name)
+            yield name, {"image": encoded, "label": class_name, "name": name}

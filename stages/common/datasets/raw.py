@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+READ_AT_ONCE = 16  # images; one by one, passing them on takes longer than reading them
+
 
 @dataclass(frozen=True)
 class RawImage:
@@ -13,8 +15,13 @@ class RawImage:
     id: str  # the library's `tfds_id`: unique, and stable while the source is unchanged
     official_split: str
     encoded: bytes
-    label: int
+    label: int  # -1 where the source gives none
     columns: dict[str, str | int | float]  # what else the source says of the image
+
+    @property
+    def name(self) -> str:
+        """What people know the image by: its path in the source, or the id."""
+        return str(self.columns.get("name") or self.id)
 
 
 class RawDataset:
@@ -27,37 +34,62 @@ class RawDataset:
         self._builder = tfds.builder_from_directory(str(directory))
         features = self._builder.info.features
         self.class_names: list[str] = list(features["label"].names)
-        # Scalars beside image and label: a file's name, a group, a rater's confidence.
+        # Scalars beside image and label: a file's name, a group, a rater's confidence. `id` and
+        # `split` are columns of data/splits.csv that mean something else.
         self.column_names: list[str] = sorted(
             name
             for name, feature in features.items()
-            if name not in ("image", "label") and feature.shape == () and name != "id"
+            if name not in ("image", "label", "id", "split") and feature.shape == ()
         )
         self.split_names: list[str] = sorted(self._builder.info.splits)
         self.count: int = sum(
             self._builder.info.splits[name].num_examples for name in self.split_names
         )
 
+    def class_name(self, label: int) -> str:
+        """The name of a RawImage's class; empty for -1."""
+        return "" if label < 0 else self.class_names[label]
+
     def __iter__(self) -> Iterator[RawImage]:
         """All examples, split by split, in the order in which they are stored."""
         import tensorflow_datasets as tfds
 
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        config = tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1)
+        fields = ["image", "label", *self.column_names]
+        decoders = {
+            name: tfds.decode.SkipDecoding()
+            for name, feature in self._builder.info.features.items()
+            if isinstance(feature, tfds.features.Image)  # some sets have a mask as well
+        }
+        # Without its own setting, TFDS keeps a set of less than 250 MiB in memory.
+        config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
         for split in self.split_names:
             examples = self._builder.as_dataset(
                 split=split, decoders=decoders, read_config=config, shuffle_files=False
             )
-            for example in examples.as_numpy_iterator():
-                yield RawImage(
-                    id=example["tfds_id"].decode(),
-                    official_split=split,
-                    encoded=example["image"],
-                    label=int(example["label"]),
-                    columns={name: _plain(example[name]) for name in self.column_names},
-                )
+            examples = examples.map(lambda example: {name: example[name] for name in fields})
+            ids = self._ids(split)
+            for batch in examples.batch(READ_AT_ONCE).as_numpy_iterator():
+                columns = [self._plain(name, batch[name]) for name in self.column_names]
+                labels = batch["label"].tolist()
+                for encoded, label, *values in zip(batch["image"], labels, *columns, strict=True):
+                    yield RawImage(
+                        id=next(ids),
+                        official_split=split,
+                        encoded=encoded,
+                        label=label,
+                        columns=dict(zip(self.column_names, values, strict=True)),
+                    )
 
+    def _ids(self, split: str) -> Iterator[str]:
+        """The `tfds_id` of each example; the library takes as long for it as for all else."""
+        info = self._builder.info.splits[split]
+        for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+            for number in range(length):
+                yield f"{path.name}__{number}"
 
-def _plain(value: Any) -> str | int | float:
-    """A NumPy scalar or bytes as a plain Python value."""
-    return value.decode() if isinstance(value, bytes) else value.item()
+    def _plain(self, name: str, values: Any) -> list[str | int | float]:
+        """A batch of a column as plain Python values, classes by their names."""
+        plain = values.tolist()
+        if names := getattr(self._builder.info.features[name], "names", None):
+            return ["" if value < 0 else names[value] for value in plain]
+        return [value.decode() if isinstance(value, bytes) else value for value in plain]

@@ -1,0 +1,120 @@
+"""Downloads single files from any URL that fsspec opens: https://, s3://, gs://, …"""
+
+import hashlib
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from stages.common.images import BadImage
+from stages.common.run import UserError
+
+THREADS = 16  # downloads at a time: each mostly waits
+WAITS = (1.0, 2.0, 4.0)  # seconds before each further attempt
+CONNECT_SECONDS, SILENCE_SECONDS = 10, 60
+MOST_FAILURES_IN_A_ROW = 3 * THREADS
+RETRIED_STATUSES = (408, 429)  # of those from 400 to 499; all others are final
+
+
+class Downloader:
+    """Keeps what it downloads in a folder, so that an interrupted run goes on where it stopped.
+
+    A file gets its name only when it is complete. One that is kept is never asked for again: where
+    the content behind a URL changes, delete the folder.
+    """
+
+    def __init__(self, folder: Path):
+        """`folder` is where downloads are kept."""
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._failures_in_a_row = 0
+
+    def get(self, url: str) -> Path:
+        """The local file with the content of the URL. Callable from several threads.
+
+        Raises:
+            BadImage: not_downloaded, with the last error; a file that is not there is not asked
+                for again, anything else is.
+            UserError: the scheme is unknown or needs a package, or nothing can be reached.
+        """
+        target = self._folder / _file_name(url)
+        if target.exists():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for wait in (*WAITS, None):
+            try:
+                _copy(url, target)
+            except UserError:
+                raise
+            except Exception as error:  # each file system has errors of its own
+                last = error
+                if _is_final(error):
+                    break
+                if wait is not None:
+                    time.sleep(wait)
+            else:
+                self._note(failed=False, detail="")
+                return target
+        detail = f"{url}: {type(last).__name__}: {last}"
+        self._note(failed=not _is_final(last), detail=detail)
+        raise BadImage("not_downloaded", detail)
+
+    def _note(self, failed: bool, detail: str) -> None:
+        """Gives up where one download after the other fails: a million would take days."""
+        with self._lock:
+            self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
+            if self._failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
+                raise UserError(
+                    f"{self._failures_in_a_row} downloads in a row failed, the last one of "
+                    f"{detail}; connect this machine and run again: what was downloaded is kept"
+                )
+
+
+def is_url(path: str) -> bool:
+    """Whether a path of a table is a URL and no local path."""
+    return "://" in path
+
+
+def _file_name(url: str) -> str:
+    """Two levels, so that no folder holds a million files."""
+    name = hashlib.sha256(url.encode()).hexdigest()
+    return f"{name[:2]}/{name}"
+
+
+def _copy(url: str, target: Path) -> None:
+    import fsspec
+
+    # Two rows may name the same URL, so that each thread writes a file of its own.
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        file_system, path = fsspec.core.url_to_fs(url, **_options(url))
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"dataset.path: the table names {url}, which can't be opened: {error}; install the "
+            f"package, or use one of the schemes that are there, such as https:// and file://"
+        ) from None
+    try:
+        file_system.get_file(path, str(partial))
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _options(url: str) -> dict[str, Any]:
+    """For HTTP: time limits on silence instead of on the whole, and the environment's proxies."""
+    if not url.startswith(("http://", "https://")):
+        return {}
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(
+        total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
+    )
+    return {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether another attempt would end the same way."""
+    status = getattr(error, "status", None)
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in RETRIED_STATUSES
+    return refused or isinstance(error, FileNotFoundError | PermissionError)

@@ -1,0 +1,213 @@
+"""Files of a folder or of an archive, one after the other, by their names.
+
+An archive is read member by member and never unpacked: no path of it is ever opened or created, so
+none can leave the target, and no link of it is followed.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from stages.common.run import UserError
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+ARCHIVE_SUFFIXES = (".zip", *TAR_SUFFIXES)
+MOST_MEMBER_BYTES = 2**30  # a file is read as a whole; no image that can be used is larger
+
+
+class Source(Protocol):
+    """Where files come from. Names are relative, parted by `/`, and come sorted or as stored."""
+
+    path: Path
+    is_archive: bool
+
+    def names(self) -> Iterator[str]:
+        """The name of every file."""
+
+    def files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+        """Name and content of the files whose names are wanted."""
+
+
+def open_source(path: Path) -> Source:
+    """The folder or archive at `path`; UserError where it is neither."""
+    if path.is_dir():
+        return Folder(path)
+    if not path.exists():
+        raise UserError(
+            f"dataset.path: {path} does not exist; put one folder of images for each class there, "
+            f"or an archive of such folders ({', '.join(ARCHIVE_SUFFIXES)})"
+        )
+    name = path.name.lower()
+    if name.endswith(".zip"):
+        return Zip(path)
+    if name.endswith(TAR_SUFFIXES):
+        return Tar(path)
+    raise UserError(
+        f"dataset.path: expected a folder or an archive ({', '.join(ARCHIVE_SUFFIXES)}), "
+        f"received {path}; a table of images needs dataset.name: image_table"
+    )
+
+
+class Folder:
+    """Files below a folder, sorted; links are followed, as they are the owner's own."""
+
+    is_archive = False
+
+    def __init__(self, path: Path):
+        """`path` is the folder that names are relative to."""
+        self.path = path
+
+    def names(self) -> Iterator[str]:
+        """The name of every file."""
+        yield from self._walk(self.path, "", ())
+
+    def files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+        """Name and content of the files whose names are wanted."""
+        for name in self.names():
+            if wanted(name):
+                yield name, (self.path / name).read_bytes()
+
+    def _walk(self, folder: Path, prefix: str, above: tuple) -> Iterator[str]:
+        status = folder.stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            return  # a link to a folder above it
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.is_dir():
+                yield from self._walk(
+                    folder / entry.name, f"{prefix}{entry.name}/", (*above, identity)
+                )
+            elif entry.is_file():
+                yield prefix + entry.name
+
+
+class Zip:
+    """Members of a .zip archive, in their order."""
+
+    is_archive = True
+
+    def __init__(self, path: Path):
+        """`path` is the archive."""
+        self.path = path
+
+    def names(self) -> Iterator[str]:
+        """The name of every file; links are left out."""
+        with _explained(self.path), zipfile.ZipFile(self.path) as archive:
+            for member in self._members(archive):
+                yield _safe_name(member.filename, self.path)
+
+    def files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+        """Name and content of the files whose names are wanted."""
+        room = _Room(self.path)
+        with _explained(self.path), zipfile.ZipFile(self.path) as archive:
+            for member in self._members(archive):
+                name = _safe_name(member.filename, self.path)
+                if wanted(name):
+                    if member.flag_bits & 1:
+                        raise UserError(
+                            f"dataset.path: {name} in {self.path} is encrypted; pack it anew "
+                            "without a password"
+                        )
+                    room.take(name, member.file_size)
+                    yield name, archive.read(member)
+
+    def _members(self, archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
+        for member in archive.infolist():
+            is_link = stat.S_ISLNK(member.external_attr >> 16)  # the upper half is Unix's mode
+            if not member.is_dir() and not is_link:
+                yield member
+
+
+class Tar:
+    """Members of a .tar archive, compressed or not, in their order; read as a stream."""
+
+    is_archive = True
+
+    def __init__(self, path: Path):
+        """`path` is the archive."""
+        self.path = path
+
+    def names(self) -> Iterator[str]:
+        """The name of every file; links and devices are left out."""
+        with _explained(self.path), tarfile.open(self.path, "r|*") as archive:
+            for member in self._members(archive):
+                yield _safe_name(member.name, self.path)
+
+    def files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+        """Name and content of the files whose names are wanted."""
+        room = _Room(self.path)
+        with _explained(self.path), tarfile.open(self.path, "r|*") as archive:
+            for member in self._members(archive):
+                name = _safe_name(member.name, self.path)
+                if wanted(name):
+                    room.take(name, member.size)
+                    yield name, archive.extractfile(member).read()
+
+    def _members(self, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+        while (member := archive.next()) is not None:
+            if member.isfile():
+                yield member
+            archive.members.clear()  # or the archive remembers every member that it read
+
+
+class _Room:
+    """Keeps an archive that unpacks to more than it seems from filling memory or disk."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._free = shutil.disk_usage(".").free
+
+    def take(self, name: str, size: int) -> None:
+        """Counts a file before it is read.
+
+        Raises:
+            UserError: it is larger than any image, or all so far exceed the free space.
+        """
+        self._free -= size
+        if size > MOST_MEMBER_BYTES:
+            raise UserError(
+                f"dataset.path: {name} in {self._path} unpacks to {size} bytes, more than the "
+                f"limit of {MOST_MEMBER_BYTES} for one image; remove it from the archive"
+            )
+        if self._free < 0:
+            raise UserError(
+                f"dataset.path: {self._path} unpacks to more bytes than are free on this disk; "
+                "free some space, or use an archive that you trust"
+            )
+
+
+def _safe_name(name: str, archive: Path) -> str:
+    """The name with `/` between its parts and no `./` before it.
+
+    Raises:
+        UserError: the name points out of the archive: nobody who packs images means that.
+    """
+    name = re.sub(r"^(\./)+", "", name.replace("\\", "/"))
+    if name.startswith("/") or ".." in name.split("/") or re.match(r"[A-Za-z]:/", name):
+        raise UserError(
+            f"dataset.path: {archive} holds {name!r}, which points to a place outside of the "
+            "archive; do not trust it, or pack it anew from inside its folder"
+        )
+    return name
+
+
+@contextlib.contextmanager
+def _explained(path: Path):
+    """Turns what the libraries raise on a damaged archive into one sentence."""
+    try:
+        yield
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as bad:
+        raise UserError(
+            f"dataset.path: the archive {path} is damaged or of a kind that can't be read: "
+            f"{bad}; copy or pack it anew"
+        ) from None
