@@ -1,30 +1,46 @@
 """Decides which image trains, validates and tests, and shows what is there.
 
-Reads:  data/raw/ — encoded images with labels.
-Writes: data/splits.csv — id, split (train, valid or test), label, group, and the source's columns.
-        metrics/data.json — images per split and class, and how many are copies of another.
+Reads:  data/inventory.csv — what fetch found out about every image.
+        data/raw/ — labels and columns of every image, pixels of the few that are shown.
+Writes: data/splits.csv — id, split (train, valid or test), label, group, and the source's columns;
+        images that fetch rejected have no row.
+        data/duplicates.csv — id, name, label, split, kind (exact or near) of every image that has
+        a copy or a near duplicate, the largest group first.
+        metrics/data.json — counts: images, rejected, duplicates, images per split and class.
         plots/data/class_balance.csv and .png — columns split, label, images.
         plots/data/samples.png — training images of every class, with their labels.
+        plots/data/sizes.png, channels.png — widths, heights and shapes; brightness and colours.
+        plots/data/duplicates.png — the largest groups of duplicates.
 """
 
-import hashlib
 import itertools
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
-from stages.common import images, params, paths, splits, tables
-from stages.common.datasets.raw import RawDataset, RawImage
+from stages.common import duplicates, images, inventory, membership, params, paths, splits, tables
+from stages.common.datasets.raw import RawDataset
+from stages.common.image_columns import Images, Rejected, encode, read_inventory, with_columns
 from stages.common.run import UserError, progress, run, start_tensorflow
 
+DUPLICATES_FILE = Path("data/duplicates.csv")
+DUPLICATES_COLUMNS = ("group", "id", "name", "label", "split", "kind")
 METRICS = paths.METRICS / "data.json"
 PLOTS = paths.PLOTS / "data"
 SAMPLES_PER_CLASS = 6
 MOST_CLASSES_SHOWN = 10
+MOST_GROUPS_SHOWN = 8
+MOST_OF_A_GROUP_SHOWN = 6
+MOST_CONFLICTS_PRINTED = 10
+MOST_CLASSES_PRINTED = 10
 SAMPLE_SIZE = 160  # pixels
+NOT_SAMPLED = "not sampled"  # stands for a split in the list of duplicates
+# The names that data sets give to their splits, by our name; test wins where a group is in both.
+OFFICIAL_NAMES = {"valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
 
 Share = Annotated[
     float | Literal["official"],
@@ -37,11 +53,19 @@ class SplitParams:
     """Section `split`."""
 
     sample: Annotated[float, Field(gt=0, le=1, description="a fraction above 0, at most 1")]
-    method: Literal["stratified", "sequential"]
+    method: Literal["stratified", "hashed", "sequential"]
     train: params.OpenFraction
     valid: Share
     test: Share
+    folds: Annotated[int | None, Field(ge=2, description="null, or a whole number of 2 or more")]
+    fold: params.NonNegativeInt
     stratify_column: str | None
+    near_duplicate_distance: Annotated[
+        int | None, Field(ge=0, le=8, description="null, or a whole number from 0 to 8")
+    ]
+    min_images_per_class: Annotated[
+        int | None, Field(ge=1, description="null, or a whole number of 1 or more")
+    ]
 
     @model_validator(mode="after")
     def _add_up(self):
@@ -62,244 +86,423 @@ class SplitParams:
             raise ValueError(f"the fractions must add up to 1, received {listed} = {total:g}")
         return self
 
+    @model_validator(mode="after")
+    def _folds_make_sense(self):
+        if self.folds is None:
+            if self.fold:
+                raise ValueError(
+                    f"fold: received {self.fold} with folds: null; set split.folds to the number "
+                    "of folds, or split.fold to 0"
+                )
+            return self
+        if self.fold >= self.folds:
+            raise ValueError(
+                f"fold: expected a whole number from 0 to {self.folds - 1} with folds: "
+                f"{self.folds}, received {self.fold}"
+            )
+        if self.test == "official":
+            raise ValueError(
+                "test: official keeps one test split, and folds draw another one each; set "
+                "split.folds to null, or split.test to a fraction (which folds then replace)"
+            )
+        if self.valid != "official" and self.valid + 1 / self.folds >= 1:
+            raise ValueError(
+                f"valid: {self.valid} and a test split of 1/{self.folds} leave nothing to train "
+                "on; lower split.valid or raise split.folds"
+            )
+        return self
+
     @property
     def fractions(self) -> dict[str, float]:
         """Share of the images that have no official split; of train the rest."""
-        shares = {"valid": self.valid, "test": self.test}
-        drawn = {name: share for name, share in shares.items() if share != "official"}
+        test = self.test if self.folds is None else 1 / self.folds
+        drawn = {
+            name: share
+            for name, share in {"valid": self.valid, "test": test}.items()
+            if share != "official"
+        }
         return {**drawn, "train": 1 - sum(drawn.values())}
 
 
-@dataclass(frozen=True)
-class Item:
-    """What the split needs to know of an image; no pixels."""
+def check_classes(
+    images_of: Counter, groups_of: Counter, minimum: int | None, also: Iterable[str] = ()
+) -> None:
+    """Finds the classes that are too small to be divided.
 
-    id: str
-    official_split: str
-    label: str
-    content: str  # sha256 of the encoded bytes, in hexadecimal
-    columns: dict[str, str] = field(default_factory=dict)
+    Args:
+        images_of: images of each class.
+        groups_of: groups of each class; copies, near duplicates and one `group` count once.
+        minimum: of groups; None for no check.
+        also: classes that must be there, even if none of their images could be used.
 
-
-# The names that data sets give to their splits, by our name.
-OFFICIAL_NAMES = {"valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
-
-
-def describe(image: RawImage, class_names: Sequence[str]) -> Item:
-    """An image without its pixels."""
-    return Item(
-        id=image.id,
-        official_split=image.official_split,
-        label=class_names[image.label],
-        content=hashlib.sha256(image.encoded).hexdigest(),
-        columns={name: str(value) for name, value in image.columns.items()},
-    )
-
-
-def group_items(items: Sequence[Item]) -> list[str]:
-    """The group of every item: images with equal content, or of one `group`, belong together.
-
-    Groups that share an image are joined, so that a copy under another patient's name pulls both
-    patients into one split. A joined group bears its first name in the alphabet, and "column" comes
-    before "content": more images of a known patient leave the name, and so the split, as it was.
+    Raises:
+        UserError: there are fewer than two classes, or too small ones; all of them are listed.
     """
-    parent: dict[str, str] = {}
+    if len(images_of) < 2:
+        raise UserError(
+            f"a classifier needs images of two classes or more, received {sorted(images_of)}; "
+            f"see {inventory.REJECTED_FILE} for images that could not be used"
+        )
+    if minimum is None:
+        return
+    labels = sorted({*images_of, *also} - {""})
+    small = [label for label in labels if groups_of[label] < minimum]
+    if small:
+        lines = [f"  {label}: {_counted(images_of[label], groups_of[label])}" for label in small]
+        raise UserError(
+            f"{len(small)} of {len(labels)} classes have fewer than {minimum} different images "
+            "(split.min_images_per_class); train, valid and test want one each:\n"
+            + "\n".join(lines)
+            + "\nadd images, merge or remove these classes, or lower split.min_images_per_class "
+            "(null: no check)"
+        )
 
-    def root(key: str) -> str:
-        while parent.setdefault(key, key) != key:
-            parent[key] = key = parent[parent[key]]
-        return key
 
-    for item in items:
-        content = f"content {item.content}"
-        if item.columns.get("group"):
-            first, second = sorted((root(content), root(f"column {item.columns['group']}")))
-            parent[second] = first
-    return [root(f"content {item.content}") for item in items]
+def _counted(image_count: int, group_count: int) -> str:
+    text = number_of(image_count, "image")
+    if group_count == image_count:
+        return text
+    return f"{text} in {number_of(group_count, 'group')} of copies, near duplicates or one `group`"
 
 
-def keyed_hash(seed: int, group: str) -> str:
-    """A number in hexadecimal that depends on the seed and the group's name alone."""
-    return hashlib.sha256(f"{seed} {group}".encode()).hexdigest()
+def number_of(count: int, noun: str) -> str:
+    """`1 image`, `2 images`, `2 classes`."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
-def in_sample(group: str, fraction: float, seed: int) -> bool:
-    """Whether a group is among the given fraction of all; a larger fraction keeps it."""
-    return int(keyed_hash(seed, f"sample {group}")[:8], 16) < fraction * 2**32
+def check_source(parameters: SplitParams, column_names: list[str], official: list[str]) -> None:
+    """Finds params that ask for what the source does not have: a column, an official split."""
+    column = parameters.stratify_column
+    if parameters.method == "stratified" and column is not None and column not in column_names:
+        raise UserError(
+            f"params.yaml, split.stratify_column: expected null or one of {sorted(column_names)}, "
+            f"received {column!r}{params.nearest(column, column_names)}; set it to null to "
+            "balance the classes alone"
+        )
+    for name, known in OFFICIAL_NAMES.items():
+        if getattr(parameters, name) == "official" and not set(known) & set(official):
+            raise UserError(
+                f"params.yaml, split.{name}: the data set has no official split of that kind, "
+                f"only {sorted(official)}; give a fraction instead"
+            )
 
 
 def assign(
-    items: Sequence[Item], groups: Sequence[str], parameters: SplitParams, seed: int
+    found: Images, groups: duplicates.Groups, parameters: SplitParams, seed: int
 ) -> list[str]:
-    """The split of every item.
+    """The split of every image.
 
     Stratified: within each stratum (class, and `stratify_column` where given) whole groups are
     taken in the order of a keyed hash, so that neither file order nor images that are added later
-    move the others much. Sequential: the stored order, test first, then valid, then train.
+    move the others much. Hashed: each group by its own hash, so that nothing moves at all, and
+    sizes are right on average. Sequential: the stored order, test first, then valid, then train.
     Official splits keep the images that the source put there; a copy of one of them goes with it.
 
     Raises:
-        UserError: an official split or a column is not there, or a split would be empty.
+        UserError: a split would be empty.
     """
-    split_of_group = _official_splits(items, groups, parameters)
-    members: dict[str, list[int]] = defaultdict(list)
-    for index, group in enumerate(groups):
-        members[group].append(index)
-    strata: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for group, indices in members.items():
-        if group not in split_of_group:
-            # Members of several classes count as one of them, whatever their order.
-            stratum = min(_stratum(items[index], parameters) for index in indices)
-            strata[stratum].append(group)
-    images_before = 0
-    for _, names in sorted(strata.items()):
-        if parameters.method == "stratified":
-            names.sort(key=lambda group: keyed_hash(seed, group))
-        sizes = [len(members[group]) for group in names]
-        for group, name in zip(names, cut(sizes, parameters, images_before), strict=True):
-            split_of_group[group] = name
-        images_before += sum(sizes)
-    result = [split_of_group[group] for group in groups]
-    for name in splits.SPLIT_NAMES:
-        if name not in result:
-            raise UserError(
-                f"the split '{name}' would be empty with {len(items)} images and fractions "
-                f"{parameters.fractions}; add images or raise split.{name}"
-            )
-    return result
-
-
-def _stratum(item: Item, parameters: SplitParams) -> tuple[str, ...]:
-    if parameters.method == "sequential":
-        return ()
-    column = parameters.stratify_column
-    if column is None:
-        return (item.label,)
-    if column not in item.columns:
-        raise UserError(
-            f"params.yaml, split.stratify_column: expected null or one of "
-            f"{sorted(item.columns)}, received {column!r}{params.nearest(column, item.columns)}"
-        )
-    return (item.label, item.columns[column])
-
-
-def _official_splits(items, groups, parameters: SplitParams) -> dict[str, str]:
-    """Group to split for the groups that an official split holds; test wins over valid."""
-    available = sorted({item.official_split for item in items})
-    found: dict[str, str] = {}
+    of_image, count = groups.of_image, len(groups.names)
+    split_of_group = np.full(count, membership.UNDECIDED)
     for name in ("valid", "test"):
-        if getattr(parameters, name) != "official":
-            continue
-        wanted = set(OFFICIAL_NAMES[name]) & set(available)
-        if not wanted:
+        if getattr(parameters, name) == "official":
+            split_of_group[of_image[_official(found, name)]] = splits.SPLIT_NAMES.index(name)
+    free = np.flatnonzero(split_of_group == membership.UNDECIDED)
+    shares = {
+        "test": parameters.fractions.get("test", 0.0),
+        "valid": parameters.fractions.get("valid", 0.0),
+        "folds": parameters.folds,
+        "fold": parameters.fold,
+    }
+    if parameters.method == "sequential":
+        queue, strata = np.full(count, len(found)), np.zeros(count, np.int64)
+        np.minimum.at(queue, of_image, np.arange(len(found)))
+    else:
+        queue = membership.places(seed, groups.names, count)
+        strata = _strata(found, of_image, count, parameters.stratify_column)
+    if parameters.method == "hashed":
+        drawn = membership.draw_hashed(queue[free], **shares)
+    else:
+        sizes = np.bincount(of_image, minlength=count)
+        drawn = membership.draw(queue[free], strata[free], sizes[free], **shares)
+    split_of_group[free] = drawn
+    result = split_of_group[of_image]
+    for number, name in enumerate(splits.SPLIT_NAMES):
+        if number not in result:
+            folded = name == "test" and parameters.folds
             raise UserError(
-                f"params.yaml, split.{name}: the data set has no official split of that kind, "
-                f"only {available}; give a fraction instead"
+                f"the split '{name}' would be empty with {len(found)} images in {count} groups "
+                f"and fractions {parameters.fractions}; add images or "
+                f"{'lower split.folds' if folded else f'raise split.{name}'}"
             )
-        for item, group in zip(items, groups, strict=True):
-            if item.official_split in wanted:
-                found[group] = name
-    return found
+    return [splits.SPLIT_NAMES[number] for number in result]
 
 
-def cut(sizes: Sequence[int], parameters: SplitParams, images_before: int) -> list[str]:
-    """Gives the groups of one stratum, in their order, to test, then valid, then train.
-
-    Args:
-        sizes: images of each group.
-        parameters: the fractions.
-        images_before: images in the strata that were cut already. Rounding the running total, not
-            each stratum, keeps the splits' sizes exact however many strata there are.
-    """
-    test = parameters.fractions.get("test", 0.0)
-    valid = parameters.fractions.get("valid", 0.0) / (1 - test)
-
-    def totals(images_so_far: int) -> tuple[int, int]:
-        # Valid is a share of what test leaves: two roundings of one total could overlap.
-        tests = round(images_so_far * test)
-        return tests, round((images_so_far - tests) * valid)
-
-    tests_before, valids_before = totals(images_before)
-    tests_after, valids_after = totals(images_before + sum(sizes))
-    test_end = tests_after - tests_before
-    valid_end = test_end + valids_after - valids_before
-    starts = itertools.accumulate(sizes[:-1], initial=0)
-    return [
-        "test" if start < test_end else "valid" if start < valid_end else "train"
-        for start in starts
-    ]
+def _official(found: Images, name: str) -> np.ndarray:
+    """Which images the source put into its split of that kind, (images,), bool."""
+    wanted = OFFICIAL_NAMES[name]
+    return np.fromiter((split in wanted for split in found.official_splits), bool, len(found))
 
 
-def data_metrics(items: Sequence[Item], assigned: Sequence[str]) -> dict:
-    """Images per split and class, and the number of images that are copies of another."""
-    per_split: dict[str, Counter] = {name: Counter() for name in splits.SPLIT_NAMES}
-    for item, name in zip(items, assigned, strict=True):
-        per_split[name][item.label] += 1
-    contents = Counter(item.content for item in items)
-    labels = sorted({item.label for item in items})
+def _strata(found: Images, of_image, count: int, column: str | None) -> np.ndarray:
+    """The number of each group's stratum; members of several count as the first of them."""
+    codes, _ = encode(found.labels)
+    if column is not None:
+        values, names = encode(found.columns[column])
+        codes = codes * len(names) + values
+    strata = np.full(count, np.iinfo(np.int64).max)
+    np.minimum.at(strata, of_image, codes)
+    return strata
+
+
+def straddling(found: Images, assigned: Sequence[str], parameters: SplitParams) -> int:
+    """Images that go to an official split, without being in it, for the sake of a copy there."""
+    moved = 0
+    for name in OFFICIAL_NAMES:
+        if getattr(parameters, name) == "official":
+            inside = _official(found, name)
+            moved += sum(
+                split == name and not there for split, there in zip(assigned, inside, strict=True)
+            )
+    return moved
+
+
+def duplicate_metrics(
+    found: Images, copies: duplicates.Duplicates, straddled_official: int
+) -> dict[str, int]:
+    """Groups of copies, the images beyond their first, and what is odd about them."""
+    codes, _ = encode(found.labels)
     return {
-        "images": len(items),
+        **duplicates.counts(copies),
+        "conflicting_labels": len(duplicates.conflicts(copies, codes)),
+        "straddled_official": straddled_official,
+    }
+
+
+def data_metrics(found: Images, assigned: Sequence[str], rejected: Rejected) -> dict:
+    """Images, what was rejected, and images per split and class; of `found` all are used."""
+    counts = Counter(zip(assigned, found.labels, strict=True))
+    labels = sorted(set(found.labels))
+    return {
         "classes": len(labels),
-        "copies": sum(count - 1 for count in contents.values()),
+        "used": len(found),
+        "rejected": {"total": rejected.problems.total(), **rejected.problems},
+        "animated": rejected.animated,
         "splits": {
-            name: {"images": counts.total(), "class": {label: counts[label] for label in labels}}
-            for name, counts in per_split.items()
+            name: {
+                "images": sum(counts[name, label] for label in labels),
+                "class": {label: counts[name, label] for label in labels},
+            }
+            for name in splits.SPLIT_NAMES
         },
     }
 
 
-def choose_samples(items, assigned, class_names: Sequence[str]) -> dict[str, str]:
+def duplicate_rows(
+    found: Images, copies: duplicates.Duplicates, split_of: Sequence[str]
+) -> Iterator[tuple[str, ...]]:
+    """Rows of data/duplicates.csv.
+
+    Args:
+        found: all images.
+        copies: of these images.
+        split_of: (images,), split or NOT_SAMPLED.
+    """
+    exact = np.bincount(copies.copy_of)
+    for members in duplicates.members(copies):
+        content = copies.contents[copies.copy_of[members].min()].decode()
+        # As data/splits.csv names a group that no column joins to others.
+        group = group_id(f"content {content}")
+        for index in members:
+            kind = "exact" if exact[copies.copy_of[index]] > 1 else "near"
+            named = (found.ids[index], found.names[index], found.labels[index])
+            yield group, *named, split_of[index], kind
+
+
+def group_id(name: str) -> str:
+    """A group's name in tables."""
+    return membership.keyed_hash(0, name)[:16]
+
+
+def choose_samples(
+    found: Images, assigned: Sequence[str], class_names: Sequence[str]
+) -> dict[str, str]:
     """Ids of some training images of every class shown, each with its label; in order."""
     chosen: dict[str, list[str]] = {name: [] for name in class_names[:MOST_CLASSES_SHOWN]}
-    ordered = sorted(zip(items, assigned, strict=True), key=lambda pair: pair[0].content)
-    for item, name in ordered:
-        ids = chosen.get(item.label)
-        if name == "train" and ids is not None and len(ids) < SAMPLES_PER_CLASS:
-            ids.append(item.id)
-    return {example_id: label for label, ids in chosen.items() for example_id in ids}
+    for index in np.argsort(found.contents, kind="stable"):
+        ids = chosen.get(found.labels[index])
+        if assigned[index] == "train" and ids is not None and len(ids) < SAMPLES_PER_CLASS:
+            ids.append(found.ids[index])
+    return {image_id: label for label, ids in chosen.items() for image_id in ids}
+
+
+def describe_duplicates(
+    found: Images, copies: duplicates.Duplicates, counts: dict[str, int]
+) -> list[str]:
+    """What a person must know of duplicates, in lines; the same image under two labels by name."""
+    codes, _ = encode(found.labels)
+    kinds = [
+        f"{counts[f'{kind}_images']} {kind} in {number_of(counts[f'{kind}_groups'], 'group')}"
+        for kind in ("exact", "near")
+        if counts[f"{kind}_images"]
+    ]
+    if not kinds:
+        return ["duplicates: none"]
+    lines = [f"duplicates: {', '.join(kinds)}; {DUPLICATES_FILE} lists them"]
+    if counts["conflicting_labels"]:
+        lines.append(f"images with more than one label: {counts['conflicting_labels']}")
+        for members in duplicates.conflicts(copies, codes)[:MOST_CONFLICTS_PRINTED]:
+            named = (f"{found.names[index]} ({found.labels[index]})" for index in members)
+            lines.append("  " + " = ".join(itertools.islice(named, MOST_OF_A_GROUP_SHOWN)))
+        if counts["conflicting_labels"] > MOST_CONFLICTS_PRINTED:
+            lines.append(f"  … and {counts['conflicting_labels'] - MOST_CONFLICTS_PRINTED} more")
+    return lines
+
+
+def describe_gaps(labels: Sequence[str], assigned: Sequence[str]) -> list[str]:
+    """A line for each split that lacks classes."""
+    there = set(zip(assigned, labels, strict=True))
+    lines = []
+    for name in splits.SPLIT_NAMES:
+        absent = sorted(label for label in set(labels) if (name, label) not in there)
+        if absent:
+            more = ", …" if len(absent) > MOST_CLASSES_PRINTED else ""
+            listed = ", ".join(absent[:MOST_CLASSES_PRINTED]) + more
+            lines.append(f"no image in '{name}' of {number_of(len(absent), 'class')}: {listed}")
+    return lines
+
+
+def groups_of_classes(labels: Sequence[str], of_image: np.ndarray) -> Counter:
+    """Different groups in each class; one of several classes counts in each."""
+    codes, names = encode(labels)
+    pairs = np.unique(of_image * len(names) + codes) % len(names)
+    return Counter({names[code]: int(n) for code, n in enumerate(np.bincount(pairs))})
 
 
 def main() -> None:
-    """Reads data/raw twice: once to hash, once for the pictures of the samples."""
+    """Reads the inventory, the columns of data/raw, and then the pictures that are shown."""
     parameters = params.load("split", SplitParams)
     seed = params.load_seed()
+    found, rejected = read_inventory(inventory.read())
+    minimum = parameters.min_images_per_class
+    per_class = Counter(found.labels)
+    check_classes(per_class, per_class, minimum, also=rejected.labels)
     start_tensorflow()
-    from stages.common import plots
 
     raw = RawDataset(paths.RAW)
-    described = images.parallel_map(lambda image: describe(image, raw.class_names), raw)
-    items = list(progress(described, total=raw.count, unit="image", description="split"))
-    groups = group_items(items)
-    kept = [in_sample(group, parameters.sample, seed) for group in groups]
-    items, groups = (list(itertools.compress(values, kept)) for values in (items, groups))
-    assigned = assign(items, groups, parameters, seed)
-    rows = [
-        splits.SplitRow(item.id, name, item.label, keyed_hash(0, group)[:16], item.columns)
-        for item, name, group in zip(items, assigned, groups, strict=True)
-    ]
+    check_source(parameters, raw.column_names, raw.split_names)
+    bar = progress(raw, total=raw.count, unit="image", description="split")
+    found = with_columns(found, rejected, bar)
+    copies = duplicates.find(
+        found.contents,
+        found.perceptual,
+        found.sizes[:, 0] / found.sizes[:, 1],
+        parameters.near_duplicate_distance,
+    )
+    groups = duplicates.join(copies, found.columns.get("group"))
+    check_classes(per_class, groups_of_classes(found.labels, groups.of_image), minimum)
+    sampled = membership.in_sample(groups.names, parameters.sample, seed)
+    in_sample = sampled[groups.of_image]
+    # A million images need not be there twice.
+    used = found if in_sample.all() else found.where(in_sample)
+    groups = groups.where(sampled)
+    assigned = assign(used, groups, parameters, seed)
+    of_used = iter(assigned)
+    split_of = [next(of_used) if kept else NOT_SAMPLED for kept in in_sample]
+
+    rows = (
+        splits.SplitRow(
+            used.ids[index],
+            assigned[index],
+            used.labels[index],
+            group_id(groups.names[group]),
+            {name: values[index] for name, values in used.columns.items()},
+        )
+        for index, group in enumerate(groups.of_image)
+    )
     splits.write(splits.SPLITS_FILE, rows, raw.column_names)
-    tables.write_metrics(METRICS, data_metrics(items, assigned))
-    PLOTS.mkdir(parents=True, exist_ok=True)
-    counts = Counter((row.split, row.label) for row in rows)
+    tables.write_csv(DUPLICATES_FILE, DUPLICATES_COLUMNS, duplicate_rows(found, copies, split_of))
+    counted = duplicate_metrics(found, copies, straddling(used, assigned, parameters))
+    for line in [
+        *describe_duplicates(found, copies, counted),
+        *describe_gaps(used.labels, assigned),
+    ]:
+        print(line)
+    draw_plots(raw, found, copies, used, assigned, split_of)
+    tables.write_metrics(
+        METRICS,
+        {
+            **data_metrics(used, assigned, rejected),
+            "images": len(found) + rejected.problems.total(),
+            "duplicates": counted,
+        },
+    )
+
+
+def draw_plots(
+    raw: RawDataset,
+    found: Images,
+    copies: duplicates.Duplicates,
+    used: Images,
+    assigned: Sequence[str],
+    split_of: Sequence[str],
+) -> None:
+    """Writes plots/data; reads data/raw for the pictures that are shown."""
+    from stages.common import data_plots, plots
+
+    counts = Counter(zip(assigned, used.labels, strict=True))
     balance = [
         (name, label, counts[name, label])
         for label in raw.class_names
         for name in splits.SPLIT_NAMES
     ]
     tables.write_csv(PLOTS / "class_balance.csv", ("split", "label", "images"), balance)
-    plots.class_balance(PLOTS / "class_balance.png", balance)
-    samples = choose_samples(items, assigned, raw.class_names)
-    pictures = {
-        image.id: images.to_array(image.encoded, SAMPLE_SIZE)
-        for image in raw
-        if image.id in samples
-    }
+    data_plots.class_balance(PLOTS / "class_balance.png", balance)
+    data_plots.sizes(PLOTS / "sizes.png", used.sizes)
+    data_plots.channels(PLOTS / "channels.png", used.means, used.labels, assigned)
+
+    samples = choose_samples(used, assigned, raw.class_names)
+    largest = list(itertools.islice(duplicates.members(copies), MOST_GROUPS_SHOWN))
+    shown = {found.ids[index] for group in largest for index in group[:MOST_OF_A_GROUP_SHOWN]}
+    pictures = _pictures(raw, shown | samples.keys())
     plots.image_grid(
         PLOTS / "samples.png",
-        [(pictures[example_id], label) for example_id, label in samples.items()],
+        [(pictures[image_id], label) for image_id, label in samples.items()],
         columns=SAMPLES_PER_CLASS,
         title="Training images and their labels",
     )
+    data_plots.duplicates(
+        PLOTS / "duplicates.png",
+        [
+            data_plots.DuplicateGroup(
+                images=len(group),
+                exact=len(set(copies.copy_of[group])) == 1,
+                labels=len({found.labels[index] for index in group}),
+                shown=[
+                    (
+                        pictures[found.ids[index]],
+                        found.names[index],
+                        found.labels[index],
+                        split_of[index],
+                    )
+                    for index in group[:MOST_OF_A_GROUP_SHOWN]
+                ],
+            )
+            for group in largest
+        ],
+        total=int((np.bincount(copies.alike) > 1).sum()),
+    )
+
+
+def _pictures(raw: RawDataset, wanted: set[str]) -> dict[str, np.ndarray]:
+    """The pixels of some images by id; reading stops at the last of them."""
+    pictures: dict[str, np.ndarray] = {}
+    for image in raw:
+        if len(pictures) == len(wanted):
+            break
+        if image.id in wanted:
+            pictures[image.id] = images.to_array(image.encoded, SAMPLE_SIZE)
+    return pictures
 
 
 if __name__ == "__main__":

@@ -1,43 +1,114 @@
 """Membership of the splits: exact, stratified, stable, and never parting what belongs together."""
 
+import csv
 import dataclasses
 import itertools
+import json
 import random
 from collections import Counter
+from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 from stages import split
+from stages.common import duplicates, inventory, membership, params
+from stages.common.image_columns import Images, Rejected, read_inventory, with_columns
 from stages.common.run import UserError
+from tests.conftest import ROOT
 
 DEFAULT = split.SplitParams(
-    sample=1.0, method="stratified", train=0.65, valid=0.1, test=0.25, stratify_column=None
+    sample=1.0,
+    method="stratified",
+    train=0.65,
+    valid=0.1,
+    test=0.25,
+    folds=None,
+    fold=0,
+    stratify_column=None,
+    near_duplicate_distance=2,
+    min_images_per_class=3,
 )
 LABELS = ("cat", "dog", "eel", "fox")
+# Hashes of pictures without texture, which are near to no other.
+NO_TEXTURE = "8000000000000000"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image as these tests think of it."""
+
+    id: str
+    official_split: str
+    label: str
+    content: str
+    columns: dict[str, str] = field(default_factory=dict)
+    perceptual: str = NO_TEXTURE
 
 
 def with_params(**changes) -> split.SplitParams:
     return dataclasses.replace(DEFAULT, **changes)
 
 
-def draw_items(count: int, first: int = 0, **columns) -> list[split.Item]:
+def draw_items(count: int, first: int = 0, **columns) -> list[Item]:
     """Items of four classes in unequal shares, all of different content."""
     return [
-        split.Item(
+        Item(
             id=f"id {number}",
             official_split="train",
             label=LABELS[number % 10 % 4],
-            content=split.keyed_hash(1, f"pixels {number}"),
+            content=membership.keyed_hash(1, f"pixels {number}"),
             columns=dict(columns),
         )
         for number in range(first, first + count)
     ]
 
 
+def as_images(items) -> Images:
+    """The same in columns, through the readers of the stage."""
+    rows = [
+        inventory.InventoryRow(
+            id=item.id,
+            name=f"{item.id}.png",
+            label=item.label,
+            bytes=100,
+            format="PNG",
+            mode="RGB",
+            width=20,
+            height=10,
+            frames=1,
+            content=item.content,
+            perceptual=item.perceptual,
+            red=1.0,
+            green=2.0,
+            blue=3.0,
+        )
+        for item in items
+    ]
+    names = {name: "" for item in items for name in item.columns}
+    complete = [dataclasses.replace(item, columns=names | item.columns) for item in items]
+    return with_columns(*read_inventory(rows), complete)
+
+
+def duplicates_of(found: Images, parameters=DEFAULT) -> duplicates.Duplicates:
+    aspects = found.sizes[:, 0] / found.sizes[:, 1]
+    distance = parameters.near_duplicate_distance
+    return duplicates.find(found.contents, found.perceptual, aspects, distance)
+
+
+def groups_of(items, parameters=DEFAULT) -> duplicates.Groups:
+    found = as_images(items)
+    return duplicates.join(duplicates_of(found, parameters), found.columns.get("group"))
+
+
 def splits_of(items, parameters=DEFAULT, seed=0) -> dict[str, str]:
     """The split of every item by its id."""
-    assigned = split.assign(items, split.group_items(items), parameters, seed)
-    return {item.id: name for item, name in zip(items, assigned, strict=True)}
+    found = as_images(items)
+    split.check_source(parameters, list(found.columns), sorted(set(found.official_splits)))
+    assigned = split.assign(found, groups_of(items, parameters), parameters, seed)
+    return dict(zip(found.ids, assigned, strict=True))
 
 
 def moved(before: dict[str, str], after: dict[str, str]) -> float:
@@ -92,7 +163,8 @@ def test_a_column_that_is_not_there_is_answered_with_those_that_are():
         splits_of(draw_items(40, wafer_type="mono"), with_params(stratify_column="wafer_typ"))
     assert str(caught.value) == (
         "params.yaml, split.stratify_column: expected null or one of ['wafer_type'], "
-        "received 'wafer_typ'; did you mean 'wafer_type'?"
+        "received 'wafer_typ'; did you mean 'wafer_type'?; set it to null to balance the classes "
+        "alone"
     )
 
 
@@ -166,14 +238,14 @@ def test_groups_that_share_an_image_become_one():
         dataclasses.replace(fourth, columns={"group": "c"}),
         dataclasses.replace(alone, columns={"group": "d"}),
     ]
-    *joined, other = split.group_items(items)
-    assert len(set(joined)) == 1
-    assert other != joined[0]
+    groups = groups_of(items)
+    assert groups.of_image.tolist() == [groups.of_image[0]] * 6 + [groups.of_image[6]]
+    assert sorted(groups.names) == ["column a", "column d"]
 
 
 def test_images_without_a_group_stay_by_themselves():
     items = draw_items(10, group="")
-    assert len(set(split.group_items(items))) == 10
+    assert len(set(groups_of(items).of_image)) == 10
 
 
 def test_a_tenth_more_images_moves_one_in_a_hundred_of_the_others_or_fewer():
@@ -257,51 +329,371 @@ def test_a_split_that_would_be_empty(method):
 
 
 def test_a_sample_is_its_fraction_of_whole_groups_and_grows_with_it():
-    groups = split.group_items(draw_items(4000))
-    kept = {
-        fraction: {group for group in groups if split.in_sample(group, fraction, seed=0)}
-        for fraction in (1 / 16, 1 / 4, 1.0)
-    }
-    assert kept[1 / 16] < kept[1 / 4] < kept[1.0] == set(groups)
+    names = groups_of(draw_items(4000)).names
+
+    def sampled(fraction, seed=0):
+        return set(itertools.compress(names, membership.in_sample(names, fraction, seed)))
+
+    kept = {fraction: sampled(fraction) for fraction in (1 / 16, 1 / 4, 1.0)}
+    assert kept[1 / 16] < kept[1 / 4] < kept[1.0] == set(names)
     # Four standard deviations of a binomial draw.
     assert abs(len(kept[1 / 4]) - 1000) < 110
     assert abs(len(kept[1 / 16]) - 250) < 62
-    other = {group for group in groups if split.in_sample(group, 1 / 16, seed=1)}
-    assert other != kept[1 / 16]
+    assert sampled(1 / 16, seed=1) != kept[1 / 16]
 
 
 def test_a_sample_does_not_favour_a_split():
     items = draw_items(4000)
-    groups = split.group_items(items)
-    whole = split.assign(items, groups, DEFAULT, 0)
+    groups = groups_of(items)
+    whole = split.assign(as_images(items), groups, DEFAULT, 0)
     sampled = Counter(
-        name for name, group in zip(whole, groups, strict=True) if split.in_sample(group, 0.25, 0)
+        itertools.compress(whole, membership.in_sample(groups.names, 0.25, 0)[groups.of_image])
     )
     # Drawn by the same hash as the splits, a sample would hold test images alone.
     assert sampled["test"] / sampled.total() == pytest.approx(0.25, abs=0.06)
 
 
-def test_metrics_count_images_classes_and_copies():
-    first, second, third, fourth = draw_items(4)
-    copy, other_copy = (dataclasses.replace(first, id=name) for name in ("copy", "other copy"))
-    items = [first, second, third, fourth, copy, other_copy]
-    assigned = ["train", "train", "valid", "test", "train", "train"]
-    assert split.data_metrics(items, assigned) == {
-        "images": 6,
+def test_a_sample_keeps_groups_and_their_names():
+    groups = groups_of([*draw_items(6), dataclasses.replace(draw_items(4)[3], id="copy")])
+    kept = np.array([name in (groups.names[0], groups.names[5]) for name in groups.names])
+    sampled = groups.where(kept)
+    assert sampled.names == [groups.names[0], groups.names[5]]
+    before = [groups.names[group] for group in groups.of_image if kept[group]]
+    assert [sampled.names[group] for group in sampled.of_image] == before
+
+
+# Three hashes, each one bit from the next, and one that is far from them.
+ALIKE = ("f0f0f0f0f0f0f0f0", "f0f0f0f0f0f0f0f3", "f0f0f0f0f0f0f0ff")
+ALONE = "123456789abcdef0"
+
+
+def test_near_duplicates_never_straddle_two_splits():
+    random_bits = random.Random(0).getrandbits
+    items = [
+        dataclasses.replace(item, perceptual=f"{random_bits(64):016x}") for item in draw_items(300)
+    ]
+    edited = [
+        dataclasses.replace(
+            item,
+            id=f"edited {item.id}",
+            content=membership.keyed_hash(2, item.id),
+            perceptual=f"{int(item.perceptual, 16) ^ 0b11 << number % 60:016x}",
+        )
+        for number, item in enumerate(items)
+    ]
+    splits = splits_of(items + edited)
+    assert all(splits[item.id] == splits[f"edited {item.id}"] for item in items)
+    apart = splits_of(items + edited, with_params(near_duplicate_distance=None))
+    assert any(apart[item.id] != apart[f"edited {item.id}"] for item in items)
+
+
+def test_another_copy_leaves_the_group_of_near_duplicates_where_it_was():
+    items = draw_items(60)
+    for number, perceptual in enumerate(ALIKE):
+        items[number] = dataclasses.replace(items[number], perceptual=perceptual)
+    copies = [dataclasses.replace(item, id=f"copy of {item.id}") for item in items[:3]]
+    before, after = groups_of(items), groups_of(items + copies)
+    assert before.names[before.of_image[0]] == after.names[after.of_image[0]]
+    assert len(set(after.of_image[[0, 1, 2, 60, 61, 62]])) == 1
+    # And other groups keep their names, whichever images are added.
+    assert set(before.names) == set(after.names)
+
+
+@pytest.mark.parametrize("items", [1000, 300])
+def test_hashed_moves_no_image_and_its_sizes_are_near_the_fractions(items):
+    parameters = with_params(method="hashed")
+    before = splits_of(draw_items(items), parameters)
+    after = splits_of(draw_items(items + items // 10), parameters)
+    assert moved(before, after) == 0
+    sizes = Counter(before.values())
+    # Four standard deviations of a binomial draw.
+    for name, share in (("test", 0.25), ("valid", 0.1)):
+        assert abs(sizes[name] - items * share) < 4 * (items * share * (1 - share)) ** 0.5
+
+
+@pytest.mark.parametrize("method", ["stratified", "hashed", "sequential"])
+def test_every_image_is_in_the_test_split_of_exactly_one_fold(method):
+    items = draw_items(403) + [
+        dataclasses.replace(item, id=f"copy {item.id}") for item in draw_items(100)
+    ]
+    tests, valids = Counter(), []
+    for fold in range(5):
+        splits = splits_of(items, with_params(method=method, folds=5, fold=fold))
+        tests.update(name for name, where in splits.items() if where == "test")
+        valids.append({name for name, where in splits.items() if where == "valid"})
+        sizes = Counter(splits.values())
+        if method != "hashed":
+            assert abs(sizes["test"] - 503 / 5) <= 2
+            assert abs(sizes["valid"] - 50.3) <= 2
+    assert tests == Counter({item.id: 1 for item in items})
+    # Each fold is validated on other images, so that repeats are as different as they can be.
+    assert all(not first & second for first, second in itertools.combinations(valids, 2))
+
+
+def test_folds_are_stratified():
+    items = draw_items(1000)
+    for fold in range(4):
+        splits = splits_of(items, with_params(folds=4, fold=fold))
+        for label in LABELS:
+            of_class = [splits[item.id] for item in items if item.label == label]
+            assert abs(of_class.count("test") - len(of_class) / 4) <= 1
+
+
+def test_first_fold_of_four_is_the_test_split_of_a_quarter():
+    items = draw_items(1000)
+    assert splits_of(items, with_params(folds=4)) == splits_of(items, with_params(test=0.25))
+
+
+def test_groups_larger_than_a_split_still_fill_all_three():
+    items = [
+        dataclasses.replace(item, columns={"group": f"patient {number % 4}"})
+        for number, item in enumerate(draw_items(100))
+    ]
+    assert Counter(splits_of(items).values()) == {"train": 50, "valid": 25, "test": 25}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fold": 2}, "split.fold: received 2 with folds: null; set split.folds"),
+        ({"folds": 5, "fold": 5}, "split.fold: expected a whole number from 0 to 4 with folds: 5"),
+        ({"folds": 1}, "split.folds: expected null, or a whole number of 2 or more, received 1"),
+        ({"folds": 5, "test": "official", "train": 0.9}, "split.test: official keeps one test"),
+        ({"folds": 2, "valid": 0.5, "train": 0.25}, "split.valid: 0.5 and a test split of 1/2"),
+        ({"near_duplicate_distance": 9}, "expected null, or a whole number from 0 to 8"),
+        ({"min_images_per_class": 0}, "expected null, or a whole number of 1 or more"),
+    ],
+)
+def test_params_that_do_not_go_together(changes, message):
+    content = params.read(ROOT / "params.yaml")
+    content["split"] |= changes
+    with pytest.raises(UserError, match=r"^params\.yaml, split\.") as caught:
+        params.check(content, "split", split.SplitParams)
+    assert message in str(caught.value)
+
+
+def test_classes_that_are_too_small_are_all_listed():
+    images_of = Counter(cat=40, dog=2, eel=30)
+    with pytest.raises(UserError) as caught:
+        split.check_classes(images_of, Counter(cat=39, dog=2, eel=1), 3, also={"fox", "", "cat"})
+    first, *lines, last = str(caught.value).splitlines()
+    assert first.startswith("3 of 4 classes have fewer than 3 different images")
+    assert lines == [
+        "  dog: 2 images",
+        "  eel: 30 images in 1 group of copies, near duplicates or one `group`",
+        "  fox: 0 images",
+    ]
+    assert "lower split.min_images_per_class" in last
+    split.check_classes(images_of, Counter(cat=39, dog=2, eel=1), None)
+    split.check_classes(images_of, Counter(cat=39, dog=3, eel=3), 3)
+
+
+def test_a_single_class_is_no_classification():
+    with pytest.raises(UserError, match=r"two classes or more, received \['cat'\]"):
+        split.check_classes(Counter(cat=9), Counter(cat=9), None)
+
+
+def test_different_images_of_a_class_are_counted_by_group():
+    items = [
+        *draw_items(4),
+        dataclasses.replace(draw_items(1)[0], id="copy"),
+        dataclasses.replace(draw_items(1)[0], id="other class", label="dog"),
+    ]
+    groups = groups_of(items)
+    labels = [item.label for item in items]
+    assert split.groups_of_classes(labels, groups.of_image) == Counter(cat=1, dog=2, eel=1, fox=1)
+
+
+def test_inventory_of_other_images_is_refused_and_rejected_ones_are_left_out():
+    items = draw_items(4)
+    found, rejected = read_inventory(
+        [
+            inventory.InventoryRow(id="table row 3", name="a.png", label="", problem="empty_label"),
+            *(
+                inventory.InventoryRow(
+                    id=item.id,
+                    name=item.id,
+                    label=item.label,
+                    width=4,
+                    height=3,
+                    frames=2,
+                    content=item.content,
+                    perceptual=ALONE,
+                    red=0.0,
+                    green=0.0,
+                    blue=0.0,
+                )
+                for item in items[:3]
+            ),
+            inventory.InventoryRow(id="id 3", name="b.png", label="eel", problem="truncated"),
+        ]
+    )
+    assert rejected == Rejected(
+        ids=frozenset({"table row 3", "id 3"}),
+        labels=frozenset({"", "eel"}),
+        problems=Counter(empty_label=1, truncated=1),
+        animated=3,
+    )
+    assert with_columns(found, rejected, items).official_splits == ["train"] * 3
+    for wrong in (items[:2], items[1:], [*items, *draw_items(1, first=9)], items[::-1]):
+        with pytest.raises(UserError, match="not of the same images"):
+            with_columns(found, rejected, wrong)
+
+
+def duplicated_items() -> list[Item]:
+    """Two contents twice, one of them under two labels; two near duplicates of one; one alone."""
+    first, second, third, fourth, fifth = draw_items(5)
+    items = [
+        dataclasses.replace(first, perceptual=ALIKE[0]),
+        dataclasses.replace(second, perceptual=ALIKE[1]),
+        dataclasses.replace(third, perceptual=ALIKE[2]),
+        fourth,
+        dataclasses.replace(fifth, perceptual=ALONE),
+    ]
+    return [
+        *items,
+        dataclasses.replace(items[0], id="same label"),
+        dataclasses.replace(fourth, id="other label", label="cat"),
+    ]
+
+
+def test_duplicates_are_counted():
+    found = as_images(duplicated_items())
+    copies = duplicates_of(found)
+    assert split.duplicate_metrics(found, copies, straddled_official=5) == {
+        "exact_groups": 2,
+        "exact_images": 2,
+        "near_groups": 1,
+        "near_images": 2,
+        "conflicting_labels": 1,
+        "straddled_official": 5,
+    }
+
+
+def test_duplicates_are_listed_by_name_and_as_data_splits_names_their_group():
+    items = duplicated_items()
+    found = as_images(items)
+    copies = duplicates_of(found)
+    rows = list(split.duplicate_rows(found, copies, [split.NOT_SAMPLED, *["test"] * 6]))
+    assert Counter(row[1:] for row in rows[:4]) == Counter(
+        [
+            ("id 0", "id 0.png", "cat", "not sampled", "exact"),
+            ("same label", "same label.png", "cat", "test", "exact"),
+            ("id 1", "id 1.png", "dog", "test", "near"),
+            ("id 2", "id 2.png", "eel", "test", "near"),
+        ]
+    )
+    assert [row[1:] for row in rows[4:]] == [
+        ("id 3", "id 3.png", "fox", "test", "exact"),
+        ("other label", "other label.png", "cat", "test", "exact"),
+    ]
+    groups = groups_of(items)
+    of_id = dict(zip(found.ids, groups.of_image, strict=True))
+    assert all(row[0] == split.group_id(groups.names[of_id[row[1]]]) for row in rows)
+
+    counts = split.duplicate_metrics(found, copies, 0)
+    first, headline, conflict = split.describe_duplicates(found, copies, counts)
+    assert "2 exact in 2 groups, 2 near in 1 group" in first
+    assert headline == "images with more than one label: 1"
+    assert conflict == "  id 3.png (fox) = other label.png (cat)"
+
+
+def test_metrics_count_images_classes_and_rejected_ones():
+    items = draw_items(4)
+    rejected = Rejected(frozenset("ab"), frozenset(), Counter(truncated=2, empty_label=1), 7)
+    assigned = ["train", "train", "valid", "test"]
+    assert split.data_metrics(as_images(items), assigned, rejected) == {
         "classes": 4,
-        "copies": 2,
+        "used": 4,
+        "rejected": {"total": 3, "truncated": 2, "empty_label": 1},
+        "animated": 7,
         "splits": {
-            "train": {"images": 4, "class": {"cat": 3, "dog": 1, "eel": 0, "fox": 0}},
+            "train": {"images": 2, "class": {"cat": 1, "dog": 1, "eel": 0, "fox": 0}},
             "valid": {"images": 1, "class": {"cat": 0, "dog": 0, "eel": 1, "fox": 0}},
             "test": {"images": 1, "class": {"cat": 0, "dog": 0, "eel": 0, "fox": 1}},
         },
     }
 
 
+def test_images_that_follow_a_copy_into_an_official_split_are_counted():
+    items = draw_items(200)
+    tests = [dataclasses.replace(item, official_split="test") for item in items[:50]]
+    copies = [dataclasses.replace(item, id=f"copy of {item.id}") for item in items[:20]]
+    everything = [*copies, *items[50:], *tests]
+    parameters = with_params(train=0.9, valid=0.1, test="official")
+    assigned = list(splits_of(everything, parameters).values())
+    found = as_images(everything)
+    assert split.straddling(found, assigned, parameters) == 20
+    assert split.straddling(found, assigned, DEFAULT) == 0
+
+
+def test_splits_that_lack_a_class_are_told():
+    labels, assigned = ["cat", "dog", "cat", "dog", "cat"], ["train"] * 2 + ["valid", "test"] * 1
+    lines = split.describe_gaps(labels, [*assigned, "test"])
+    assert lines == ["no image in 'valid' of 1 class: dog"]
+
+
 def test_samples_are_training_images_of_every_class():
     items = draw_items(400)
-    assigned = list(splits_of(items).values())
-    chosen = split.choose_samples(items, assigned, LABELS)
+    found = as_images(items)
+    assigned = split.assign(found, groups_of(items), DEFAULT, 0)
+    chosen = split.choose_samples(found, assigned, LABELS)
     assert Counter(chosen.values()) == dict.fromkeys(LABELS, split.SAMPLES_PER_CLASS)
     by_id = {item.id: (item.label, name) for item, name in zip(items, assigned, strict=True)}
     assert all(by_id[name] == (label, "train") for name, label in chosen.items())
+
+
+@pytest.fixture
+def own_folder(tmp_path, draw_images):
+    """Two classes; a copy under the other one's name, another at half the size, a broken file."""
+    content = params.read(ROOT / "params.yaml")
+    content["dataset"] |= {"name": "image_folder", "path": "own", "on_bad_image": "skip"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    cat = draw_images(tmp_path / "own" / "cat", 20, size=(64, 48))
+    draw_images(tmp_path / "own" / "dog", 20, size=(64, 48))
+    (tmp_path / "own" / "dog" / "copy.png").write_bytes(cat[0].read_bytes())
+    spots = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    smooth = Image.fromarray(spots).resize((160, 120), Image.Resampling.BICUBIC)
+    smooth.save(cat[1])
+    smooth.resize((80, 60)).save(tmp_path / "own" / "cat" / "smaller.png")
+    (tmp_path / "own" / "cat" / "broken.png").write_bytes(b"<html>404</html>")
+    return tmp_path
+
+
+def test_stage_on_a_messy_folder(own_folder, run_stage):
+    assert run_stage("fetch").returncode == 0
+    # The default column is one of the default data.
+    done = run_stage("split")
+    assert done.returncode == 1
+    assert "received 'wafer_type'; set it to null to balance the classes alone" in done.stderr
+
+    content = params.read(own_folder / "params.yaml")
+    content["split"]["stratify_column"] = None
+    (own_folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    done = run_stage("split")
+    assert done.returncode == 0, done.stderr
+    assert "duplicates: 1 exact in 1 group, 1 near in 1 group" in done.stdout
+    assert "dog/copy.png (dog)" in done.stdout
+    metrics = json.loads((own_folder / "metrics" / "data.json").read_text())
+    assert (metrics["images"], metrics["used"], metrics["rejected"]["total"]) == (43, 42, 1)
+    with (own_folder / "data" / "splits.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 42
+    for name, copy in (("cat/000.png", "dog/copy.png"), ("cat/001.png", "cat/smaller.png")):
+        assert rows[name]["split"] == rows[copy]["split"]
+        assert rows[name]["group"] == rows[copy]["group"]
+    with (own_folder / "data" / "duplicates.csv").open() as file:
+        listed = {(row["name"], row["kind"], row["split"]) for row in csv.DictReader(file)}
+    assert listed == {
+        (name, kind, rows[name]["split"])
+        for name, kind in (
+            ("cat/000.png", "exact"),
+            ("dog/copy.png", "exact"),
+            ("cat/001.png", "near"),
+            ("cat/smaller.png", "near"),
+        )
+    }
+    plots = {path.name for path in (own_folder / "plots" / "data").iterdir()}
+    assert plots == {"class_balance.csv"} | {
+        f"{name}.png" for name in ("class_balance", "samples", "sizes", "channels", "duplicates")
+    }

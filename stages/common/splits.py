@@ -1,6 +1,10 @@
-"""data/splits.csv: one row an image, the id that data/raw knows it by, and its split."""
+"""data/splits.csv: one row an image, the id that data/raw knows it by, and its split.
+
+The table is written and read row by row, so a million images need no memory.
+"""
 
 import csv
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +13,7 @@ SPLIT_NAMES = ("train", "valid", "test")
 FIXED_COLUMNS = ("id", "split", "label", "group")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SplitRow:
     """One image: its split, its class by name, the group it may not leave, other columns."""
 
@@ -20,7 +24,7 @@ class SplitRow:
     columns: dict[str, str]
 
 
-def write(path: Path, rows: list[SplitRow], column_names: list[str]) -> None:
+def write(path: Path, rows: Iterable[SplitRow], column_names: list[str]) -> None:
     """Writes the rows in their order; other columns follow the fixed ones."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -30,13 +34,11 @@ def write(path: Path, rows: list[SplitRow], column_names: list[str]) -> None:
             writer.writerow([row.id, row.split, row.label, row.group, *others])
 
 
-def read(path: Path = SPLITS_FILE) -> list[SplitRow]:
-    """The rows of the table in their order."""
+def read(path: Path = SPLITS_FILE) -> Iterator[SplitRow]:
+    """The rows of the table in their order, one after the other."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [
-            SplitRow(
+        for record in csv.DictReader(file):
+            yield SplitRow(
                 **{name: record.pop(name) for name in FIXED_COLUMNS},
                 columns=record,
             )
-            for record in csv.DictReader(file)
-        ]

@@ -1,0 +1,276 @@
+"""Fetches and splits the data, then prints on one screen what is in it and what to do about it.
+
+Reads:  params.yaml; data/inventory.csv, data/raw/dataset_info.json and metrics/data.json, as
+        `dvc repro split` writes them. Where that fails, it prints what there is all the same.
+"""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stages.common import inventory, params, paths, splits
+from stages.common.run import UserError, run
+
+MOST_NAMED = 3
+MOST_CLASSES_NAMED = 6
+UNBALANCED = 3  # times the images of the smallest class
+FEW_TEST_IMAGES = 100
+LONG_AND_NARROW = 2  # width over height, or height over width
+GREY_LEVELS = 0.5  # difference of channel means of a grey picture
+STEP = 32  # pixels; networks halve the picture five times
+# On CIFAR-10, whose images are 32 pixels, a frozen network that sees 128 is 2 points worse than
+# one that sees 224.
+ENOUGH_ENLARGED = 4
+
+
+@dataclass
+class Found:
+    """What the rows of the inventory add up to."""
+
+    classes: Counter = field(default_factory=Counter)  # images that can be used
+    formats: Counter = field(default_factory=Counter)
+    problems: dict[str, list[str]] = field(default_factory=dict)  # code to names
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    grey: int = 0
+    animated: int = 0
+
+    @property
+    def rejected(self) -> int:
+        """Images that can not be used."""
+        return sum(map(len, self.problems.values()))
+
+
+def count(rows: Iterable[inventory.InventoryRow]) -> Found:
+    """Adds up the rows."""
+    found = Found()
+    for row in rows:
+        if row.problem:
+            found.problems.setdefault(row.problem, []).append(row.name)
+            found.classes[row.label] += 0  # a class without one good image is to be seen
+            continue
+        found.classes[row.label] += 1
+        found.formats[row.format] += 1
+        found.widths.append(row.width)
+        found.heights.append(row.height)
+        colors = (row.red, row.green, row.blue)
+        found.grey += max(colors) - min(colors) < GREY_LEVELS
+        found.animated += row.frames > 1
+    found.classes.pop("", None)  # of images without a label
+    return found
+
+
+def summary(
+    found: Found, official: dict[str, int], metrics: dict | None, content: dict[str, Any]
+) -> str:
+    """The text of one screen.
+
+    Args:
+        found: of the inventory.
+        official: images in each split of the source.
+        metrics: what metrics/data.json says; None where the split failed.
+        content: all of params.yaml.
+    """
+    parts = (
+        ("What is there", what_is_there(found, official, metrics)),
+        ("What is wrong", what_is_wrong(found, metrics, content) or ["nothing"]),
+        ("What to do", what_to_do(found, official, metrics, content) or ["nothing: `make repro`"]),
+    )
+    return "\n\n".join("\n".join([title, *(f"  {line}" for line in ls)]) for title, ls in parts)
+
+
+def what_is_there(found: Found, official: dict[str, int], metrics: dict | None) -> list[str]:
+    """Images, classes, sizes, formats, colours and splits; a line each."""
+    used = found.classes.total()
+    lines = [f"images    {used + found.rejected:,}, of which {used:,} can be used"]
+    lines.append(
+        f"classes   {len(found.classes):,}: {_listed_classes(found.classes.most_common())}"
+    )
+    if used:
+        lines += [
+            f"width     {_spread(found.widths)}",
+            f"height    {_spread(found.heights)}",
+            "formats   " + ", ".join(f"{name} {n:,}" for name, n in found.formats.most_common()),
+            f"colours   {100 * found.grey / used:.0f} % grey, "
+            f"{100 * (used - found.grey) / used:.0f} % in colour",
+        ]
+    if official:
+        lines.append("source    " + ", ".join(f"{n:,} in '{s}'" for s, n in official.items()))
+    if metrics:
+        words = (f"{name} {metrics['splits'][name]['images']:,}" for name in splits.SPLIT_NAMES)
+        lines.append("splits    " + ", ".join(words))
+    return lines
+
+
+def what_is_wrong(found: Found, metrics: dict | None, content: dict[str, Any]) -> list[str]:
+    """Rejected images, duplicates, classes too small or too unequal; a line each."""
+    lines = []
+    for code, names in sorted(found.problems.items(), key=lambda item: -len(item[1])):
+        meaning = inventory.PROBLEMS.get(code, code)
+        lines.append(f"{_images(len(names))} rejected, {meaning}: {_listed(names)}")
+    if found.animated:
+        lines.append(f"{_images(found.animated)} with several frames: only the first is used")
+    duplicates = metrics["duplicates"] if metrics else Counter()
+    for kind, words in (("exact", "exact copies"), ("near", "near duplicates")):
+        if duplicates[f"{kind}_images"]:
+            lines.append(
+                f"{duplicates[f'{kind}_images']:,} {words} in "
+                f"{duplicates[f'{kind}_groups']:,} groups, each kept in one split"
+            )
+    if duplicates["conflicting_labels"]:
+        lines.append(
+            f"{_images(duplicates['conflicting_labels'])} there several times, under "
+            "different labels"
+        )
+    tiny = _tiny_classes(found, content)
+    if tiny:
+        lines.append(f"{len(tiny):,} classes too small to be divided: {_listed_classes(tiny)}")
+    if _imbalance(found) > UNBALANCED:
+        lines.append(
+            f"unequal classes: the largest has {_imbalance(found):.3g} times the images of the "
+            "smallest"
+        )
+    narrow = _narrow_share(found)
+    if narrow > 0.05:
+        lines.append(
+            f"{100 * narrow:.0f} % of the images are more than {LONG_AND_NARROW} times as long as "
+            "wide; the network sees them squashed to a square"
+        )
+    if metrics is None:
+        lines.append("the data could not be divided; the error above says why")
+    return lines
+
+
+def what_to_do(
+    found: Found, official: dict[str, int], metrics: dict | None, content: dict[str, Any]
+) -> list[str]:
+    """Lines for params.yaml, and what else can be mended."""
+    lines = []
+    if found.rejected:
+        lines.append(f"mend or remove the images that {inventory.REJECTED_FILE} lists")
+        if content.get("dataset", {}).get("on_bad_image") == "error":
+            lines.append("or leave them out: dataset.on_bad_image: skip")
+    if metrics and metrics["duplicates"]["conflicting_labels"]:
+        lines.append("decide for one label of each copy in data/duplicates.csv")
+    if _tiny_classes(found, content):
+        lines.append(
+            "add images to the small classes, merge or remove them; or split.min_images_per_class: "
+            "null"
+        )
+    if _imbalance(found) > UNBALANCED:
+        lines += [
+            f"{section}.class_weights: balanced  # so that small classes count as much"
+            for section in ("train_head", "fine_tune")
+            if content.get(section, {}).get("class_weights") is None
+        ]
+    test = content.get("split", {}).get("test")
+    if "test" in official and len(official) > 1 and test != "official":
+        lines.append("split.test: official  # the source brings a test split")
+    elif metrics and metrics["splits"]["test"]["images"] < FEW_TEST_IMAGES:
+        lines.append(
+            f"split.folds: 5  # with {metrics['splits']['test']['images']} test images, figures "
+            "swing; `dvc exp run --queue -S 'split.fold=range(5)'` tests on every image"
+        )
+    return lines + _about_sizes(found, content)
+
+
+def _about_sizes(found: Found, content: dict[str, Any]) -> list[str]:
+    seen = content.get("backbone", {}).get("image_size")
+    stored = content.get("preprocess", {}).get("image_size")
+    if not (found.widths and seen and stored):
+        return []
+    side = int(np.median(np.maximum(found.widths, found.heights)))
+    enough = -(-ENOUGH_ENLARGED * side // STEP) * STEP
+    if enough < seen:
+        return [
+            f"backbone.image_size: {enough}  # images of {side} pixels are enlarged to {seen}; "
+            f"this is {(seen / enough) ** 2:.2g} times faster, and a little worse at most"
+        ]
+    if side > stored and stored < seen:
+        return [f"preprocess.image_size: {seen}  # {stored} is less than the network sees"]
+    if side > seen and stored > seen:
+        return [f"preprocess.image_size: {seen}  # the network sees no more of them"]
+    return []
+
+
+def _tiny_classes(found: Found, content: dict[str, Any]) -> list[tuple[str, int]]:
+    least = content.get("split", {}).get("min_images_per_class") or 0
+    return [(name, n) for name, n in reversed(_by_size(found)) if n < least]
+
+
+def _by_size(found: Found) -> list[tuple[str, int]]:
+    """Classes and their images, the largest first."""
+    return sorted(found.classes.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _imbalance(found: Found) -> float:
+    """Images of the largest class for each one of the smallest that has any."""
+    counts = [n for n in found.classes.values() if n]
+    return max(counts) / min(counts) if counts else 1.0
+
+
+def _narrow_share(found: Found) -> float:
+    widths, heights = np.array(found.widths), np.array(found.heights)
+    if not len(widths):
+        return 0.0
+    ratio = np.maximum(widths, heights) / np.minimum(widths, heights)
+    return float((ratio > LONG_AND_NARROW).mean())
+
+
+def _spread(values: Sequence[int]) -> str:
+    low, middle, high = np.quantile(values, (0, 0.5, 1))
+    if low == high:
+        return f"{low:,.0f} pixels, all"
+    return f"{low:,.0f} to {high:,.0f} pixels, median {middle:,.0f}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+def _listed_classes(classes: Sequence[tuple[str, int]]) -> str:
+    """Names and images; of many the first and the last."""
+    words = [f"{name} {n:,}" for name, n in classes]
+    if len(words) > MOST_CLASSES_NAMED:
+        half = MOST_CLASSES_NAMED // 2
+        words = [*words[:half], "…", *words[-half:]]
+    return ", ".join(words)
+
+
+def _images(number: int) -> str:
+    return f"{number:,} image" + ("" if number == 1 else "s")
+
+
+def official_splits() -> dict[str, int]:
+    """Images in each split of data/raw, as TFDS notes them; importing the library takes seconds."""
+    path = paths.RAW / "dataset_info.json"
+    if not path.exists():
+        return {}
+    noted = json.loads(path.read_text(encoding="utf-8")).get("splits", [])
+    return {split["name"]: sum(map(int, split["shardLengths"])) for split in noted}
+
+
+def main() -> None:
+    """Runs fetch and split, and prints the summary; exit status 1 where they failed."""
+    content = params.read()
+    done = subprocess.run([sys.executable, "-m", "dvc", "repro", "split"], check=False)
+    if not inventory.INVENTORY_FILE.exists():
+        raise UserError(f"there is no {inventory.INVENTORY_FILE}; the error above says why")
+    metrics = None
+    if done.returncode == 0:
+        metrics = json.loads((paths.METRICS / "data.json").read_text(encoding="utf-8"))
+    print("\n" + summary(count(inventory.read()), official_splits(), metrics, content))
+    print("\nPictures: plots/data/. Every image: data/inventory.csv.")
+    if done.returncode:
+        raise UserError("fetch or split failed, as said above")
+
+
+if __name__ == "__main__":
+    run(main)
