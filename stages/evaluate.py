@@ -2,49 +2,102 @@
 
 Called as `python -m stages.evaluate head` or `… fine_tuned`.
 
-Reads:  data/images/test/ — RGB uint8; models/<model>.keras.
-Writes: metrics/<model>.json — numbers, nested by class.
-        data/predictions/<model>.csv — id, label, predicted, correct, one probability a class.
-        plots/<model>/confusion.csv — columns actual, predicted: one row a test image.
-        plots/<model>/predictions.png — 5 × 5 test images with "actual / predicted".
+Reads:  data/images/test/ — RGB uint8; models/<model>.keras; data/splits.csv — groups, and the
+        columns to slice by.
+Writes: data/predictions/<model>.csv — id, label, predicted, correct, one probability a class.
+        metrics/<model>.json — numbers, nested: all but the cost follow from the predictions.
+        plots/<model>/ — CSV files and pictures, see stages.common.evaluation_plots.
+        data/gallery/<model>/ — pictures for the report, see stages.common.gallery.
 """
 
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
-from stages.common import metrics, models, params, paths, shards, tables, training
-from stages.common.run import UserError, run, start_tensorflow
+from stages.common import (
+    bootstrap,
+    evaluation,
+    metrics,
+    model_cost,
+    models,
+    params,
+    paths,
+    predictions,
+    shards,
+    splits,
+    tables,
+    training,
+)
+from stages.common.evaluation import EvaluateParams
+from stages.common.run import UserError, progress, run, start_tensorflow
 
 MODELS = {"head": paths.HEAD, "fine_tuned": paths.FINE_TUNED}
-GRID_SIDE = 5
 
 
-@params.params_dataclass
-class EvaluateParams:
-    """Section `evaluate`."""
+def measure(
+    table: predictions.Predictions,
+    rows: Sequence[splits.SplitRow],
+    columns: Sequence[str],
+    temperature: float,
+    resamples: int,
+) -> dict:
+    """All metrics that follow from predictions.
 
-    batch_size: params.PositiveInt
+    Args:
+        table: the predictions, as read from their file.
+        rows: of data/splits.csv, in the order of the table.
+        columns: by whose values to give the metrics too.
+        temperature: of the model.
+        resamples: for the intervals.
 
+    Returns:
+        What stages.common.metrics gives, `interval` (metric to low and high), and
+        `slice`: column to value to the same numbers of these images alone. Of more than 100
+        classes, slices and intervals go without the areas under curves, which take too long.
+    """
+    groups = np.array([row.group for row in rows])
+    slices = {
+        column: evaluation.members_by_value([row.columns[column] for row in rows])
+        for column in columns
+    }
+    with_areas = len(table.class_names) <= metrics.MOST_CLASSES_FOR_AREAS
+    result = metrics.classification_metrics(
+        table.labels, table.probabilities, table.class_names, temperature
+    )
+    sets_of_images = 1 + sum(len(values) for values in slices.values())
+    with progress(
+        None, total=resamples * sets_of_images, unit="resample", description="intervals"
+    ) as bar:
 
-def prediction_rows(ids, labels, probabilities, class_names):
-    """Rows of the table of predictions; probabilities with seven significant digits."""
-    for example_id, label, row in zip(ids, labels, probabilities, strict=True):
-        predicted = int(row.argmax())
-        yield (
-            example_id,
-            class_names[label],
-            class_names[predicted],
-            int(predicted == label),
-            *(f"{value:.7g}" for value in row),
-        )
+        def interval(members):
+            return bootstrap.intervals(
+                bootstrap.distribution(
+                    table.labels[members],
+                    table.probabilities[members],
+                    groups[members],
+                    resamples,
+                    bar.update,
+                )
+            )
 
-
-def first_images(folder: Path, count: int, image_size: int) -> np.ndarray:
-    """The first images of a split (count, height, width, 3), uint8; stored order is random."""
-    (images, _, _) = next(iter(shards.batches(folder, count, image_size=image_size)))
-    return images.numpy()
+        result["interval"] = interval(slice(None))
+        result["slice"] = {
+            column: {
+                value: {
+                    **metrics.numbers(
+                        table.labels[members],
+                        table.probabilities[members],
+                        temperature,
+                        with_areas=with_areas,
+                    ),
+                    "interval": interval(members),
+                }
+                for value, members in values.items()
+            }
+            for column, values in slices.items()
+        }
+    return result
 
 
 def main() -> None:
@@ -53,8 +106,10 @@ def main() -> None:
     if name not in MODELS:
         raise UserError(f"expected one model of {', '.join(MODELS)}, received {sys.argv[1:]}")
     parameters = params.load("evaluate", EvaluateParams)
+    rows = evaluation.test_rows()
+    columns = evaluation.slice_columns(rows, parameters.slice_columns)
     start_tensorflow()
-    from stages.common import plots
+    from stages.common import evaluation_plots
 
     folder = paths.IMAGES / "test"
     index = shards.read_index(folder)
@@ -62,30 +117,28 @@ def main() -> None:
     image_size = model.get_layer("resize").height
     batches = shards.batches(folder, parameters.batch_size, image_size=image_size)
     probabilities, labels, ids = training.predict(model, batches, index.count, f"evaluate {name}")
-    rows = list(prediction_rows(ids, labels, probabilities, index.class_names))
-    tables.write_csv(
-        paths.PREDICTIONS / f"{name}.csv",
-        ("id", "label", "predicted", "correct", *(f"probability {c}" for c in index.class_names)),
-        rows,
+    rows = evaluation.in_order(rows, ids)
+    predictions_file = paths.PREDICTIONS / f"{name}.csv"
+    predictions.write(predictions_file, ids, labels, probabilities, index.class_names)
+    # What follows sees the digits that are written, so that anybody can compute it again.
+    table = predictions.read(predictions_file)
+    temperature = round(models.temperature_of(model), tables.DECIMALS)
+    evaluation_plots.write_all(
+        paths.PLOTS / name,
+        paths.GALLERY / name,
+        model=model,
+        image_folder=folder,
+        image_size=image_size,
+        labels=table.labels,
+        probabilities=table.probabilities,
+        uncalibrated=metrics.uncalibrated(table.probabilities, temperature),
+        ids=ids,
+        names=[row.columns.get("name", row.id) for row in rows],
+        class_names=index.class_names,
+        batch_size=parameters.batch_size,
     )
-    folder_of_plots = paths.PLOTS / name
-    tables.write_csv(
-        folder_of_plots / "confusion.csv", ("actual", "predicted"), [row[1:3] for row in rows]
-    )
-    pictures = first_images(folder, GRID_SIDE**2, image_size)
-    plots.image_grid(
-        folder_of_plots / "predictions.png",
-        [
-            (picture, f"{row[1]} /\n{row[2]}", plots.BLUE if row[3] else plots.ORANGE)
-            for picture, row in zip(pictures, rows, strict=False)
-        ],
-        columns=GRID_SIDE,
-        title="Test images: actual / predicted (orange: wrong)",
-    )
-    tables.write_metrics(
-        paths.METRICS / f"{name}.json",
-        metrics.classification_metrics(labels, probabilities, index.class_names),
-    )
+    found = measure(table, rows, columns, temperature, parameters.bootstrap_samples)
+    tables.write_metrics(paths.METRICS / f"{name}.json", {**found, **model_cost.model_cost(model)})
 
 
 if __name__ == "__main__":

@@ -115,11 +115,31 @@ def test_summary_shows_both_models_side_by_side(project, capsys):
     (project / "metrics").mkdir()
     metrics = dict.fromkeys((name for name, _ in summary.HEADLINES), 0.25) | {"images": 7}
     for name, accuracy in (("head", 0.5), ("fine_tuned", 0.75)):
+        interval = {"accuracy": {"low": accuracy - 0.125, "high": accuracy + 0.25}}
         path = project / "metrics" / f"{name}.json"
-        path.write_text(json.dumps({**metrics, "accuracy": accuracy}))
+        path.write_text(json.dumps({**metrics, "accuracy": accuracy, "interval": interval}))
+    comparison = {
+        "accuracy": {"difference": 0.25, "low": -0.125, "high": 0.5},
+        "loss": {"difference": -0.125},
+        "mcnemar": {"head_only_correct": 3, "fine_tuned_only_correct": 5, "p_value": 0.72656},
+    }
+    (project / "metrics" / "comparison.json").write_text(json.dumps(comparison))
     summary.main()
-    (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("accuracy")]
-    assert line.split()[:3] == ["accuracy", "0.5000", "0.7500"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["7", "test", "images"]
+    (line,) = [row for row in lines if row.startswith("accuracy")]
+    assert line.split() == [
+        *("accuracy", "0.500", "[0.375,", "0.750]", "0.750", "[0.625,", "1.000]"),
+        *("+0.250", "[-0.125,", "+0.500]", "higher"),
+    ]
+    (line,) = [row for row in lines if row.startswith("loss")]
+    assert line.split() == ["loss", "0.250", "0.250", "-0.125", "lower"]
+    assert any("head 3, fine-tuned 5 (McNemar's p = 0.73)" in row for row in lines)
+
+
+def test_summary_without_results_says_what_makes_them(project):
+    with pytest.raises(UserError, match=r"head.json does not exist; `make repro` makes it"):
+        summary.main()
 
 
 @pytest.mark.parametrize(("auc", "passes"), [(0.915, True), (0.87, False)])

@@ -12,26 +12,47 @@ HEADLINES = (
     ("f1_macro", "higher"),
     ("roc_auc", "higher"),
     ("loss", "lower"),
+    ("brier_score", "lower"),
     ("expected_calibration_error", "lower"),
 )
+FILES = ("head", "fine_tuned", "comparison")
 
 
-def table(head: dict, fine_tuned: dict) -> str:
-    """Lines of text: a metric a row, head beside fine-tuned."""
-    lines = [f"{'test split':<28} {'head':>9} {'fine-tuned':>11}   better is"]
+def table(head: dict, fine_tuned: dict, comparison: dict) -> str:
+    """Lines of text: a metric a row, head, fine-tuned and their difference, with 95 % intervals."""
+    title = f"{head['images']} test images"
+    lines = [f"{title:<27} {'head':<21} {'fine-tuned':<21} {'difference':<24} better is"]
     for name, better in HEADLINES:
         if name in head:
+            cells = [
+                f"{metrics[name]:.3f}{ends(metrics['interval'].get(name), '.3f')}"
+                for metrics in (head, fine_tuned)
+            ]
+            change = comparison.get(name)
+            gain = f"{change['difference']:+.3f}{ends(change, '+.3f')}" if change else ""
             words = name.replace("_", " ")
-            lines.append(f"{words:<28} {head[name]:>9.4f} {fine_tuned[name]:>11.4f}   {better}")
-    lines.append(f"{'images':<28} {head['images']:>9} {fine_tuned['images']:>11}")
+            lines.append(f"{words:<27} {cells[0]:<21} {cells[1]:<21} {gain:<24} {better}")
+    test = comparison["mcnemar"]
+    lines.append(
+        "In brackets: 95 % intervals. Images that one model alone gets right: head "
+        f"{test['head_only_correct']}, fine-tuned {test['fine_tuned_only_correct']} "
+        f"(McNemar's p = {test['p_value']:.2g})."
+    )
     return "\n".join(lines)
 
 
+def ends(interval: dict | None, form: str) -> str:
+    """` [low, high]`, or nothing where there is no interval."""
+    if not interval or "low" not in interval:
+        return ""
+    return f" [{interval['low']:{form}}, {interval['high']:{form}}]"
+
+
 def main() -> None:
-    """Reads both files of metrics."""
+    """Reads the files of metrics."""
     contents = []
-    for model in ("head", "fine_tuned"):
-        path = paths.METRICS / f"{model}.json"
+    for name in FILES:
+        path = paths.METRICS / f"{name}.json"
         if not path.exists():
             raise UserError(f"{path} does not exist; `make repro` makes it")
         contents.append(json.loads(path.read_text(encoding="utf-8")))

@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+DECIMALS = 6  # of a metric; DVC can show them all
+
 
 def write_metrics(path: Path, metrics: dict) -> None:
-    """Writes nested numbers with sorted keys and six decimals, which DVC shows in full.
+    """Writes nested numbers with sorted keys and six decimals.
 
     Raises:
         ValueError: a value is no finite number; DVC would show a text as a column of its own.
@@ -20,7 +22,7 @@ def write_metrics(path: Path, metrics: dict) -> None:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         if isinstance(value, float) and math.isfinite(value):
-            return round(value, 6)
+            return round(value, DECIMALS) + 0.0  # -0.0 becomes 0.0
         raise ValueError(f"{path}: a metric must be a finite number, received {value!r}")
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,132 @@
+"""Says what fine-tuning gained over the head, image by image on the test split.
+
+Reads:  data/predictions/{head,fine_tuned}.csv; data/splits.csv — the groups of images.
+Writes: metrics/comparison.json — by metric the difference, fine-tuned minus head, with the ends of
+        its 95 % interval; and McNemar's test of which model is right more often.
+"""
+
+import numpy as np
+
+from stages.common import bootstrap, evaluation, params, paths, predictions, tables
+from stages.common.run import UserError, progress, run
+
+COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "loss", "brier_score", "roc_auc")
+MODELS = ("head", "fine_tuned")
+
+
+def aligned(
+    head: predictions.Predictions, fine_tuned: predictions.Predictions
+) -> predictions.Predictions:
+    """The fine-tuned model's predictions in the head's order of images.
+
+    Raises:
+        UserError: the tables are not of the same images, labels and classes.
+    """
+    advice = "run `dvc repro`, which predicts with both models"
+    if head.class_names != fine_tuned.class_names:
+        raise UserError(
+            f"the predictions of head and fine_tuned are of other classes, {head.class_names} and "
+            f"{fine_tuned.class_names}; {advice}"
+        )
+    only_head = set(head.ids) - set(fine_tuned.ids)
+    only_fine_tuned = set(fine_tuned.ids) - set(head.ids)
+    if only_head or only_fine_tuned:
+        raise UserError(
+            f"the predictions of head and fine_tuned are of other images: {len(only_head)} only "
+            f"in head, {len(only_fine_tuned)} only in fine_tuned, such as "
+            f"{min(only_head | only_fine_tuned)!r}; {advice}"
+        )
+    place_of = {example_id: place for place, example_id in enumerate(fine_tuned.ids)}
+    order = [place_of[example_id] for example_id in head.ids]
+    differing = np.flatnonzero(fine_tuned.labels[order] != head.labels)
+    if len(differing):
+        raise UserError(
+            f"the predictions of head and fine_tuned give {len(differing)} images other labels, "
+            f"such as {head.ids[differing[0]]!r}; {advice}"
+        )
+    return predictions.Predictions(
+        head.ids, head.labels, fine_tuned.probabilities[order], head.class_names
+    )
+
+
+def differences(
+    labels: np.ndarray, head: np.ndarray, fine_tuned: np.ndarray, groups, resamples: int, advance
+) -> dict[str, dict[str, float]]:
+    """Fine-tuned minus head by metric, each with the 95 % interval over paired resamples.
+
+    Args:
+        labels: (images,).
+        head: its probabilities (images, classes), float64.
+        fine_tuned: the same images' probabilities.
+        groups: (images,), names; see bootstrap.distribution.
+        resamples: how many.
+        advance: is told of resamples that are done; two models make it twice as many.
+
+    Returns:
+        Metric to difference, and low and high where there is an interval. A metric that is
+        undefined, and roc_auc of more than 100 classes, is left out.
+    """
+    once = np.ones((len(labels), 1))
+    of_head, of_fine_tuned = (
+        bootstrap.Statistics(labels, probabilities).of(once) for probabilities in (head, fine_tuned)
+    )
+    # Equal groups: both are of the same resamples.
+    head_resampled, fine_tuned_resampled = (
+        bootstrap.distribution(labels, probabilities, groups, resamples, advance)
+        for probabilities in (head, fine_tuned)
+    )
+    ends = bootstrap.intervals(
+        {name: fine_tuned_resampled[name] - head_resampled[name] for name in head_resampled}
+    )
+    found = {}
+    for name in COMPARED:
+        if name in of_head and np.isfinite(of_head[name][0]):
+            difference = float(of_fine_tuned[name][0] - of_head[name][0])
+            found[name] = {"difference": difference, **ends.get(name, {})}
+    return found
+
+
+def mcnemar(head_right: np.ndarray, fine_tuned_right: np.ndarray) -> dict[str, float]:
+    """McNemar's exact test (McNemar 1947): are the two models right equally often?
+
+    Only images count of which one model is right and the other wrong; if both were equally good,
+    each would be the right one by the toss of a coin. Images count one by one, groups do not.
+
+    Args:
+        head_right: (images,), bool.
+        fine_tuned_right: (images,), bool, of the same images.
+    """
+    from scipy.stats import binomtest
+
+    head_only = int((head_right & ~fine_tuned_right).sum())
+    fine_tuned_only = int((fine_tuned_right & ~head_right).sum())
+    differing = head_only + fine_tuned_only
+    return {
+        "head_only_correct": head_only,
+        "fine_tuned_only_correct": fine_tuned_only,
+        "p_value": float(binomtest(fine_tuned_only, differing).pvalue) if differing else 1.0,
+    }
+
+
+def main() -> None:
+    """Reads both tables of predictions and writes the comparison."""
+    parameters = params.load("evaluate", evaluation.EvaluateParams)
+    head, fine_tuned = (predictions.read(paths.PREDICTIONS / f"{name}.csv") for name in MODELS)
+    fine_tuned = aligned(head, fine_tuned)
+    rows = evaluation.in_order(evaluation.test_rows(), head.ids)
+    resamples = parameters.bootstrap_samples
+    with progress(None, total=2 * resamples, unit="resample", description="compare") as bar:
+        found = differences(
+            head.labels,
+            head.probabilities,
+            fine_tuned.probabilities,
+            [row.group for row in rows],
+            resamples,
+            bar.update,
+        )
+    right = [table.probabilities.argmax(axis=1) == table.labels for table in (head, fine_tuned)]
+    tables.write_metrics(paths.METRICS / "comparison.json", {**found, "mcnemar": mcnemar(*right)})
+
+
+if __name__ == "__main__":
+    run(main)
