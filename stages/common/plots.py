@@ -7,74 +7,118 @@ import numpy as np
 
 # Okabe and Ito's palette: told apart with any of the common colour deficiencies.
 BLUE, ORANGE, GREEN, BLACK = "#0072b2", "#d55e00", "#009e73", "#000000"
-MOST_CLASSES = 40
+TILE_INCHES = 1.75
+# A picture (height, width, 3) uint8 and its caption, optionally with the caption's colour.
+Tile = tuple[np.ndarray, str] | tuple[np.ndarray, str, str]
 
 
-def image_grid(
-    path: Path,
-    tiles: Sequence[tuple[np.ndarray, str] | tuple[np.ndarray, str, str]],
-    *,
-    columns: int,
-    title: str,
-) -> None:
+def image_grid(path: Path, tiles: Sequence[Tile], *, columns: int, title: str) -> None:
     """Writes a PNG with one captioned picture a tile.
 
     Args:
         path: the file; its folder must exist.
-        tiles: (picture (height, width, 3) uint8, caption) and optionally the caption's colour.
+        tiles: in rows from the left.
         columns: tiles in a row.
         title: stands above the grid.
+    """
+    image_sections(path, [("", tiles)], columns=columns, title=title)
+
+
+def image_sections(
+    path: Path,
+    sections: Sequence[tuple[str, Sequence[Tile]]],
+    *,
+    columns: int,
+    title: str,
+    color_bar: tuple[np.ndarray, str, str, str] | None = None,
+) -> None:
+    """Writes a PNG with several grids of captioned pictures, one above the other.
+
+    Args:
+        path: the file; its folder must exist.
+        sections: (heading, or an empty text for none; tiles).
+        columns: tiles in a row.
+        title: stands above all.
+        color_bar: (its colours (1, steps, 3) uint8, what it shows, its low end, its high end).
     """
     # The object interface: pyplot would keep every figure and ask for a display.
     from matplotlib.figure import Figure
 
-    rows = max(1, -(-len(tiles) // columns))
-    figure = Figure(figsize=(1.75 * columns, 2.05 * rows + 0.5), layout="constrained")
-    figure.suptitle(title, fontsize=13)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, (picture, caption, *color) in zip(axes, tiles, strict=False):
-        # Small pictures are enlarged pixel by pixel, so that nothing is made up.
-        axis.imshow(picture, interpolation="nearest" if picture.shape[0] < 64 else "antialiased")
-        axis.set_title(caption, fontsize=9, color=color[0] if color else BLACK)
-    # Without metadata the same picture is the same bytes under any version of matplotlib.
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    rows = [max(1, -(-len(tiles) // columns)) for _, tiles in sections]
+    inches = [
+        count * (TILE_INCHES + 0.15 * _caption_lines(tiles)) + (0.3 if heading else 0)
+        for count, (heading, tiles) in zip(rows, sections, strict=True)
+    ]
+    if color_bar:
+        inches.append(0.6)
+    title_inches = 0.1 + 0.24 * len(title.splitlines())
+    figure = Figure(
+        figsize=(TILE_INCHES * columns, sum(inches) + title_inches), layout="constrained"
+    )
+    figure.suptitle(title, fontsize=13, parse_math=False)
+    parts = figure.subfigures(len(inches), 1, height_ratios=inches, squeeze=False)[:, 0]
+    for part, count, (heading, tiles) in zip(parts, rows, sections, strict=False):
+        if heading:
+            part.suptitle(heading, x=0.01, ha="left", fontsize=11, parse_math=False)
+        axes = list(part.subplots(count, columns, squeeze=False).flat)
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, (picture, caption, *color) in zip(axes, tiles, strict=False):
+            # Small pictures are enlarged pixel by pixel, so that nothing is made up.
+            small = picture.shape[0] < 64
+            axis.imshow(picture, interpolation="nearest" if small else "antialiased")
+            # A name may hold dollar signs, which are no formula.
+            axis.set_title(
+                caption,
+                fontsize=_fitting_size(caption),
+                color=color[0] if color else BLACK,
+                parse_math=False,
+            )
+    if color_bar:
+        colors, label, low, high = color_bar
+        axis = parts[-1].add_axes((0.3, 0.45, 0.4, 0.2))
+        axis.imshow(colors, aspect="auto", extent=(0, 1, 0, 1))
+        axis.set_title(label, fontsize=10)
+        axis.set_xticks([0, 1], [low, high])
+        axis.set_yticks([])
+    save(figure, path)
 
 
-def class_balance(path: Path, rows: Sequence[tuple[str, str, int]]) -> None:
-    """Writes a PNG with the images of every class, a bar for each split.
+def _caption_lines(tiles: Sequence[Tile]) -> int:
+    return max((len(caption.splitlines()) for _, caption, *_ in tiles), default=0)
 
-    Args:
-        path: the file; its folder must exist.
-        rows: (split, class, images); of many classes the largest and the smallest are shown.
-    """
+
+def _fitting_size(caption: str) -> float:
+    """The font size in points at which the widest line is no wider than a tile."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    widths = [
+        text_to_path.get_text_width_height_descent(line, FontProperties(size=9), ismath=False)[0]
+        for line in caption.splitlines()
+    ]
+    # 72 points an inch, 0.95 of the tile.
+    return 9 * min(1, 0.95 * 72 * TILE_INCHES / max(widths, default=1))
+
+
+def sentence(path: Path, text: str) -> None:
+    """Writes a PNG that says, in place of pictures, why there are none."""
     from matplotlib.figure import Figure
 
-    counts: dict[str, dict[str, int]] = {}
-    for split, label, count in rows:
-        counts.setdefault(label, {})[split] = count
-    labels = sorted(counts, key=lambda label: -sum(counts[label].values()))
-    title = "Images of each class"
-    if len(labels) > MOST_CLASSES:
-        half = MOST_CLASSES // 2
-        title += f", the {half} largest and {half} smallest of {len(labels)}"
-        labels = labels[:half] + labels[-half:]
-    figure = Figure(figsize=(7, 1.5 + 0.45 * len(labels)), layout="constrained")
-    axis = figure.subplots()
-    height = 0.27
-    for number, (split, color) in enumerate(
-        zip(("train", "valid", "test"), (BLUE, ORANGE, GREEN), strict=True)
-    ):
-        places = np.arange(len(labels)) + (number - 1) * height
-        values = [counts[label].get(split, 0) for label in labels]
-        bars = axis.barh(places, values, height, label=split, color=color)
-        axis.bar_label(bars, padding=3, fontsize=8)
-    axis.set_yticks(np.arange(len(labels)), labels)
-    axis.invert_yaxis()
-    axis.set_xlabel("images")
-    axis.margins(x=0.1)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(title="split", frameon=False)
-    axis.set_title(title)
+    figure = Figure(figsize=(8.75, 2), layout="constrained")
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=13, wrap=True, parse_math=False)
+    save(figure, path)
+
+
+def save(figure, path: Path) -> None:
+    """Writes a figure as a PNG; the same picture is the same bytes at any version of matplotlib."""
     figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def shorten(name: str, length: int = 20) -> str:
+    """A name on one line of at most `length` characters: what lies in the middle is left out."""
+    line = " ".join(name.split())
+    if len(line) <= length:
+        return line
+    end = (length - 1) // 2
+    return f"{line[: length - 1 - end]}…{line[-end:]}"

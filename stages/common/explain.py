@@ -1,0 +1,93 @@
+"""Grad-CAM: which parts of a picture speak for a class."""
+
+import numpy as np
+
+# Dark to bright in even steps, so that it reads in grey and with any colour deficiency.
+COLORMAP = "inferno"
+MOST_OPAQUE = 0.6  # of the colour over the picture, where the heat is 1
+
+
+def heat_maps(model, images: np.ndarray, classes: np.ndarray, batch_size: int) -> np.ndarray:
+    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) of one class for each picture.
+
+    The feature map is the output of the classifier's layer `backbone`, whatever network that is;
+    the score is the class's logit before the temperature.
+
+    Args:
+        model: a classifier from `models.assemble`.
+        images: (images, height, width, 3), RGB, uint8 or float 0–255.
+        classes: (images,), whole numbers: the class to explain.
+        batch_size: pictures in one pass.
+
+    Returns:
+        (images, rows, columns) of the feature map, float32 from 0 to 1: the largest value of each
+        map is 1, or the map is all 0 where nothing in the picture speaks for the class.
+
+    Raises:
+        ValueError: the backbone's output is no feature map (batch, rows, columns, channels).
+    """
+    import tensorflow as tf
+
+    resize, backbone, head = (model.get_layer(name) for name in ("resize", "backbone", "head"))
+    pool = [layer for layer in model.layers if layer.name == "pool"]
+    if len(backbone.output_shape) != 4:
+        raise ValueError(
+            "Grad-CAM needs a backbone whose output is (batch, rows, columns, channels), received "
+            f"{backbone.output_shape}"
+        )
+
+    @tf.function(reduce_retracing=True)
+    def of_batch(images, classes):
+        feature_map = backbone(resize(tf.cast(images, tf.float32)), training=False)
+        with tf.GradientTape() as tape:
+            tape.watch(feature_map)
+            features = feature_map
+            for layer in pool:
+                features = layer(features)
+            scores = tf.gather(head(features, training=False), classes, axis=1, batch_dims=1)
+        # Of the sum over the batch: out of training no picture acts on another's score.
+        gradients = tf.cast(tape.gradient(scores, feature_map), tf.float32)
+        weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
+        maps = tf.nn.relu(tf.reduce_sum(weights * tf.cast(feature_map, tf.float32), axis=3))
+        return tf.math.divide_no_nan(maps, tf.reduce_max(maps, axis=(1, 2), keepdims=True))
+
+    starts = range(0, len(images), batch_size)
+    maps = [
+        of_batch(
+            tf.constant(images[start : start + batch_size]),
+            tf.constant(classes[start : start + batch_size], tf.int64),
+        ).numpy()
+        for start in starts
+    ]
+    return np.concatenate(maps) if maps else np.zeros((0, *backbone.output_shape[1:3]), np.float32)
+
+
+def overlay(picture: np.ndarray, heat_map: np.ndarray) -> np.ndarray:
+    """A picture in grey with its heat map over it in colour.
+
+    Args:
+        picture: (height, width, 3), RGB uint8.
+        heat_map: (rows, columns), float from 0 to 1; brought to the picture's size (bilinear).
+
+    Returns:
+        (height, width, 3), RGB uint8. Where the heat is 0 the grey picture is unchanged; the
+        hotter, the brighter the colour and the less of the picture shines through.
+    """
+    from matplotlib import colormaps
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    resized = Image.fromarray(heat_map.astype(np.float32)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
+    heat = np.clip(np.asarray(resized), 0, 1)[..., np.newaxis]
+    grey = np.asarray(Image.fromarray(picture).convert("L").convert("RGB"), np.float32)
+    colors = colormaps[COLORMAP](heat[..., 0])[..., :3] * 255
+    opacity = MOST_OPAQUE * heat
+    return np.round((1 - opacity) * grey + opacity * colors).astype(np.uint8)
+
+
+def overlay_colors() -> np.ndarray:
+    """What `overlay` makes of middle grey as the heat goes from 0 to 1: (1, 256, 3), RGB uint8."""
+    heat = np.linspace(0, 1, 256, dtype=np.float32)[np.newaxis]
+    return overlay(np.full((1, 256, 3), 128, np.uint8), heat)
