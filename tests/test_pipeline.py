@@ -7,6 +7,7 @@ import signal
 import subprocess
 
 import pytest
+import yaml
 
 from tests.toy_project import ToyProject
 
@@ -20,6 +21,8 @@ ALL_STAGES = [
     "fine_tune",
     "evaluate@head",
     "evaluate@fine_tuned",
+    "compare",
+    "report",
 ]
 KILLED_AFTER = "epoch 3/"
 
@@ -56,7 +59,17 @@ def test_every_file_that_dvc_plots_names_is_there(project):
     for title in ("Learning curve of the head", "Learning curve of fine-tuning", "Confusion"):
         assert title in page
     images = list((project.folder / "shown" / "static").glob("*.png"))
-    assert len(images) == 4  # samples, class balance, and the predictions of both models
+    plots = yaml.safe_load((project.folder / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
+    assert len(images) == len([plot for plot in plots if str(plot).endswith(".png")])
+
+
+def test_report_is_one_page_about_this_run(project):
+    page = (project.folder / "reports" / "index.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    metrics = json.loads((project.folder / "metrics" / "fine_tuned.json").read_text())
+    assert f"{100 * metrics['accuracy']:.1f}" in page
+    for class_name in metrics["class"]:
+        assert class_name in page
 
 
 def test_fine_tune_params_run_fine_tune_and_its_evaluation_only_and_come_back_from_the_cache(
@@ -64,7 +77,7 @@ def test_fine_tune_params_run_fine_tune_and_its_evaluation_only_and_come_back_fr
 ):
     before = project.results()
     project.set_params({"fine_tune": {"learning_rate": 2.0e-3, "epochs": 2}})
-    assert project.repro() == ["fine_tune", "evaluate@fine_tuned"]
+    assert project.repro() == ["fine_tune", "evaluate@fine_tuned", "compare", "report"]
     assert project.results() != before
     project.set_params({"fine_tune": {"learning_rate": 1.0e-3, "epochs": 30}})
     # evaluate's metrics are in Git, not in the cache, so that stage may run; training may not.
@@ -79,6 +92,8 @@ def test_train_head_params_run_no_forward_pass_over_the_training_images(project)
         "fine_tune",
         "evaluate@head",
         "evaluate@fine_tuned",
+        "compare",
+        "report",
     }
     project.set_params({"train_head": {"dropout": 0.2}, "fine_tune": {"epochs": 30}})
     assert "train_head" not in project.repro()

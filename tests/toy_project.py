@@ -11,7 +11,16 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-TRACKED = (".dvc/config", ".dvcignore", "dvc.yaml", "params.yaml", "stages", "tools", "presets")
+TRACKED = (
+    ".dvc/config",
+    ".dvc/plots",
+    ".dvcignore",
+    "dvc.yaml",
+    "params.yaml",
+    "stages",
+    "tools",
+    "presets",
+)
 OVERRIDES = {
     "dataset": {"name": "image_folder"},
     "split": {"train": 0.5, "valid": 0.25, "test": 0.25, "stratify_column": None},

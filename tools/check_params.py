@@ -13,6 +13,7 @@ from stages import (
     fetch,
     fine_tune,
     preprocess,
+    report,
     split,
     train_head,
 )
@@ -28,6 +29,7 @@ SECTIONS = {
     "train_head": train_head.TrainHeadParams,
     "fine_tune": fine_tune.FineTuneParams,
     "evaluate": evaluate.EvaluateParams,
+    "report": report.ReportParams,
 }
 
 

@@ -7,9 +7,11 @@ DOWNLOADS = Path("data/downloads")  # outside DVC, which deletes outputs before 
 IMAGES = Path("data/images")
 FEATURES = Path("data/features")
 PREDICTIONS = Path("data/predictions")
+GALLERY = Path("data/gallery")
 MODELS = Path("models")
 METRICS = Path("metrics")
 PLOTS = Path("plots")
+REPORT = Path("reports/index.html")
 BACKUP = Path(".backup")  # training that was interrupted; outside DVC for the same reason
 
 BACKBONE = MODELS / "backbone.keras"

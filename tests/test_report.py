@@ -1,0 +1,569 @@
+"""The report: what it says, that it stays small and safe, and the page in a real browser."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+from stages import report
+from stages.common.report import charts, evidence, pictures, views, wording
+from stages.common.run import UserError
+from tests import report_fixture
+from tests.report_fixture import HOSTILE
+from tools import screenshot
+
+NOTHING_STATED = report.ReportParams(
+    title=None, intended_use=None, limits=None, license=None, contact=None
+)
+SPACE, MINUS = wording.SPACE, wording.MINUS
+
+
+def model_metrics(accuracy: float, images: int = 656, **classes: int) -> dict:
+    """As much of metrics/<model>.json as sentences need."""
+    support = classes or {"functional": 451, "defective": 205}
+    return {
+        "accuracy": accuracy,
+        "images": images,
+        "class": {name: {"support": count} for name, count in support.items()},
+        "interval": {"accuracy": {"low": accuracy - 0.02, "high": accuracy + 0.02}},
+    }
+
+
+def verdict(difference: float, **ends: float) -> str:
+    """The verdict on an accuracy of 84.6 % and what the difference makes of it."""
+    return wording.verdict(
+        model_metrics(0.846),
+        model_metrics(0.846 + difference),
+        {"accuracy": {"difference": difference, **ends}},
+    ).replace(SPACE, " ")
+
+
+@pytest.fixture
+def found(tmp_path, monkeypatch) -> evidence.Evidence:
+    """Evidence of twelve classes, one of them hostile, read from files as the stage does."""
+    names = [HOSTILE[0], *(f"class {number}" for number in range(11))]
+    report_fixture.write_evidence(
+        tmp_path, names, test_images=600, gallery=12, slices={"camera": ["old", "new"]}, rejected=9
+    )
+    monkeypatch.chdir(tmp_path)
+    return evidence.read()
+
+
+# What the page says
+
+
+def test_verdict_says_raises_where_the_interval_is_above_zero():
+    assert verdict(0.026, low=0.003, high=0.049) == (
+        "Fine-tuning raises accuracy on 656 test images from 84.6 % to 87.2 % "
+        "(+2.6 points, 95 % interval 0.3 to 4.9)."
+    )
+
+
+def test_verdict_says_lowers_where_the_interval_is_below_zero():
+    text = verdict(-0.05, low=-0.08, high=-0.02)
+    assert text.startswith("Fine-tuning lowers accuracy on 656 test images from 84.6 % to 79.6 %")
+    assert f"({MINUS}5.0 points, 95 % interval {MINUS}8.0 to {MINUS}2.0)" in text
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.004, 0.056), (0.0, 0.05), (-0.05, 0.0)])
+def test_verdict_claims_no_difference_where_the_interval_has_zero(low, high):
+    text = verdict(0.026, low=low, high=high)
+    assert text.startswith("No difference can be shown")
+    assert "includes zero" in text
+    assert "raises" not in text
+
+
+def test_verdict_without_an_interval_claims_nothing():
+    text = verdict(0.026)
+    assert "interval" in text
+    assert not re.search("raises|lowers", text)
+
+
+@pytest.mark.parametrize(
+    ("key", "low", "high", "words"),
+    [
+        ("accuracy", 0.01, 0.02, "fine-tuned better"),
+        ("accuracy", -0.02, -0.01, "head better"),
+        ("loss", 0.01, 0.02, "head better"),
+        ("loss", -0.02, -0.01, "fine-tuned better"),
+        ("loss", -0.02, 0.01, "no difference shown"),
+    ],
+)
+def test_outcome_knows_which_metrics_should_be_low(key, low, high, words):
+    assert wording.outcome(wording.METRIC_OF_KEY[key], {"low": low, "high": high}) == words
+
+
+def test_numbers_are_written_as_people_read_them():
+    assert wording.percent(0.8461) == f"84.6{SPACE}%"
+    assert wording.points(-0.0321) == f"{MINUS}3.2{SPACE}points"
+    assert wording.points(-0.0001) == f"0.0{SPACE}points"
+    assert wording.decimal(0.0456, "+") == "+0.046"
+    assert wording.large(385_000_000) == f"385{SPACE}million"
+    assert wording.count(1, "class", "classes") == f"1{SPACE}class"
+    assert wording.count(1234, "class", "classes") == f"1,234{SPACE}classes"
+    assert wording.listed(list("abcde"), 3) == "a, b, c and 2 more"
+    assert wording.listed(list("ab")) == "a and b"
+    assert wording.probability(0.00004) == "p < 0.001"
+
+
+def test_baseline_is_the_share_of_the_largest_test_class():
+    text = wording.baseline(model_metrics(0.9, images=8, cat=6, dog=2))
+    assert "“cat”" in text
+    assert f"75.0{SPACE}%" in text
+
+
+def test_caveats_name_tiny_classes_wide_intervals_and_imbalance():
+    metrics = model_metrics(0.6, images=30, cat=25, dog=5)
+    metrics["interval"]["accuracy"] = {"low": 0.4, "high": 0.8}
+    unclear = {"accuracy": {"difference": 0.01, "low": -0.1, "high": 0.1}}
+    data = {"splits": {"train": {"class": {"cat": 100, "dog": 20}}}}
+    text = " ".join(wording.caveats(data, {"fine_tuned": metrics}, unclear))
+    for part in ("test images (dog)", "too wide", "do not tell which", "5 times the training"):
+        assert part in text
+    balanced = model_metrics(0.9, images=900, cat=450, dog=450)
+    data = {"splits": {"train": {"class": {"cat": 90, "dog": 100}}}}
+    clear = {"accuracy": {"difference": 0.1, "low": 0.05, "high": 0.15}}
+    text = " ".join(wording.caveats(data, {"fine_tuned": balanced}, clear))
+    assert not re.search("too wide|do not tell which|times the training|fewer than", text)
+
+
+def test_comparison_table_has_intervals_and_outcome_of_every_metric(found):
+    metrics = {name: model.metrics for name, model in found.models.items()}
+    rows = {row["name"]: row for row in views.comparison_table(metrics, found.comparison)}
+    assert rows["Accuracy"]["outcome"] == "fine-tuned better"
+    assert rows["Accuracy"]["head"] == wording.percent(metrics["head"]["accuracy"])
+    low = metrics["head"]["interval"]["accuracy"]["low"]
+    assert rows["Accuracy"]["head_interval"].startswith(f"{100 * low:.1f} to ")
+    assert rows["Cohen's κ"]["outcome"] == "–"
+    assert "Top-5 accuracy" in rows
+
+
+def test_rejected_images_are_counted_by_reason_with_first_names(found):
+    rows = views.rejected_table(found).rows
+    assert [row[2] for row in rows] == ["7", "2"]
+    assert rows[0][1].startswith("own/0.jpg, own/1.jpg")
+    assert rows[0][1].endswith("own/4.jpg …")
+    assert rows[1][1] == "own/7.jpg and own/8.jpg"
+
+
+def test_commit_tells_of_uncommitted_sources():
+    changed = evidence.parse_changes(" M params.yaml\n?? stages/new.py\n")
+    assert changed == ["params.yaml", "stages/new.py"]
+    text = " ".join(views.commit_lines(evidence.Commit("abc1234", "2024-05-01", changed)))
+    assert "abc1234" in text
+    assert "uncommitted changes in params.yaml and stages/new.py" in text
+    clean = evidence.Commit("abc1234", "2024-05-01")
+    assert views.commit_lines(clean) == ["abc1234 of 2024-05-01"]
+    assert "not known" in views.commit_lines(evidence.Commit(None))[0]
+
+
+# Charts
+
+
+def test_confusion_shows_shares_of_the_actual_class():
+    counts = Counter({("cat", "cat"): 3, ("cat", "dog"): 1, ("dog", "dog"): 4})
+    chart = charts.confusion("head", counts, ["cat", "dog"])
+    assert chart.figure["data"][0]["z"] == [[0.75, 0.25], [0.0, 1.0]]
+    assert chart.table.rows == [["cat", "dog", "1", f"25.0{SPACE}%"]]
+    assert "“cat” taken for “dog”: 1 of" in chart.summary
+
+
+def test_of_many_classes_the_most_confused_pairs_are_shown_side_by_side():
+    names = [f"class {number:03}" for number in range(100)]
+    confusion = Counter({(name, name): 50 for name in names})
+    confusion.update({("class 090", "class 010"): 30, ("class 005", "class 006"): 9})
+    shown = charts.most_confused([confusion, Counter({("class 010", "class 090"): 2})], names)
+    assert shown[:4] == ["class 010", "class 090", "class 005", "class 006"]
+    assert len(shown) == len(set(shown)) == charts.MOST_CLASSES
+    assert charts.most_confused([confusion], names[:30]) == names[:30]
+
+
+@pytest.mark.parametrize(("classes", "text"), [(2, "50.0"), (12, "50"), (13, None)])
+def test_cells_bear_as_much_text_as_they_have_room_for(classes, text):
+    names = [f"class {number}" for number in range(classes)]
+    counts = Counter({(name, other): 1 for name in names for other in (name, names[0])})
+    chart = charts.confusion("head", counts, names)
+    texts = chart.figure["data"][0].get("text")
+    assert texts is None if text is None else texts[1][1].startswith(text)
+    assert bool(chart.least_width) == (text is None)
+
+
+def test_names_can_bring_no_markup_into_a_chart(found):
+    view = views.page(found, NOTHING_STATED)
+    for chart in views.all_charts(view).values():
+        texts = json.dumps({**chart.figure, "layout": {**chart.figure["layout"], "meta": None}})
+        texts = re.sub(r'"meta": \{"class": .*?\}', "", texts)
+        assert "<scr" not in texts, chart.name
+
+
+def test_both_models_keep_their_colors_and_markers_in_every_chart(found):
+    for chart in views.all_charts(views.page(found, NOTHING_STATED)).values():
+        for trace in chart.figure["data"]:
+            if trace.get("name") in wording.NAMES.values():
+                model = {name: key for key, name in wording.NAMES.items()}[trace["name"]]
+                look = {**trace.get("line", {}), **trace.get("marker", {})}
+                assert look["color"] == charts.STYLES[model].color, chart.name
+    head, fine_tuned = charts.STYLES["head"], charts.STYLES["fine_tuned"]
+    assert head.color != fine_tuned.color
+    assert head.symbol != fine_tuned.symbol
+
+
+def test_every_chart_has_a_summary_and_numbers(found):
+    found_charts = views.all_charts(views.page(found, NOTHING_STATED))
+    assert len(found_charts) == 12
+    for chart in found_charts.values():
+        assert len(chart.summary) > 30
+        assert chart.table.rows
+        for row in chart.table.rows:
+            assert len(row) == len(chart.table.header)
+
+
+def test_a_metric_that_is_not_defined_is_left_out_not_an_error(found):
+    undefined = ("roc_auc", "average_precision", "balanced_accuracy")
+    models = {
+        name: dataclasses.replace(
+            model,
+            metrics={key: value for key, value in model.metrics.items() if key not in undefined}
+            | {"interval": {}},
+            roc={},
+            precision_recall={},
+        )
+        for name, model in found.models.items()
+    }
+    comparison = {"accuracy": {"difference": 0.1}, "mcnemar": found.comparison["mcnemar"]}
+    bare = dataclasses.replace(found, models=models, comparison=comparison)
+    page = report.render(views.page(bare, NOTHING_STATED), {}).decode()
+    assert "All test images are of one class" in page
+    assert '<th scope="row">ROC AUC' not in page
+
+
+# The file
+
+
+def picture(content: bytes, kind: str = "mistake", explanation: bytes | None = None):
+    return evidence.Picture("name", "cat", "dog", 0.9, 0.1, False, (kind,), content, explanation)
+
+
+def test_equal_pictures_of_both_models_are_stored_once():
+    galleries = {"head": [picture(b"same")], "fine_tuned": [picture(b"same", explanation=b"why")]}
+    gallery = pictures.fit(galleries, 10_000)
+    assert len(gallery["files"]) == 2
+    first, second = gallery["entries"]
+    assert first["picture"] == second["picture"]
+    assert first["explanation"] is None
+    assert gallery["files"][second["explanation"]] == "d2h5"  # base64 of `why`
+
+
+def test_pictures_that_find_no_room_are_left_out_evenly_and_counted():
+    def many(model: str, kind: str) -> list:
+        return [picture(f"{model} {kind} {n:03}".encode() * 40, kind) for n in range(50)]
+
+    galleries = {model: many(model, "mistake") + many(model, "sample") for model in ("head", "new")}
+    gallery = pictures.fit(galleries, 40_000)
+    size = len(json.dumps(gallery["files"])) + len(json.dumps(gallery["entries"]))
+    assert 35_000 < size <= 40_000
+    kept = Counter((entry["model"], *entry["kinds"]) for entry in gallery["entries"])
+    assert len(kept) == 4
+    assert max(kept.values()) - min(kept.values()) <= 1
+    assert gallery["left_out"] == 200 - len(gallery["entries"]) > 0
+
+
+def test_page_keeps_below_its_size_and_says_what_is_left_out(found):
+    view = views.page(found, NOTHING_STATED)
+    galleries = {name: model.gallery for name, model in found.models.items()}
+    whole = report.render(view, galleries)
+    limit = len(whole) - 6_000
+    page = report.render(view, galleries, limit)
+    assert len(page) <= limit
+    assert re.search(r"\d+ pictures are left out", page.decode())
+    assert "pictures are left out" not in whole.decode()
+    with pytest.raises(UserError, match="without any picture"):
+        report.render(view, galleries, 100_000)
+
+
+def test_class_names_cannot_break_out_of_the_page(found):
+    page = report.render(
+        views.page(found, NOTHING_STATED),
+        {name: model.gallery for name, model in found.models.items()},
+    ).decode()
+    assert HOSTILE[0] not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    (embedded,) = re.findall(r'<script type="application/json" id="page-data">(.*?)</script>', page)
+    assert any(entry["label"] == HOSTILE[0] for entry in json.loads(embedded)["gallery"]["entries"])
+
+
+def test_what_a_person_states_replaces_the_sentence_that_it_is_not_stated(found):
+    silent = report.render(views.page(found, NOTHING_STATED), {}).decode()
+    for key in ("intended_use", "limits", "license", "contact"):
+        assert f"<code>report.{key}</code>" in silent
+    stated = dataclasses.replace(NOTHING_STATED, title="Cells & cracks", limits="Not outdoors")
+    page = report.render(views.page(found, stated), {}).decode()
+    assert "<h1>Cells &amp; cracks</h1>" in page
+    assert "<p>Not outdoors</p>" in page
+    assert "<code>report.limits</code>" not in page
+    assert "efficientnet_lite0 on elpv" in silent
+
+
+def test_stage_writes_the_page_of_two_classes_and_twenty_images(tmp_path, run_stage):
+    report_fixture.write_evidence(tmp_path, HOSTILE, test_images=20, gallery=20)
+    done = run_stage("report")
+    assert done.returncode == 0, done.stderr
+    assert "reports/index.html" in done.stdout
+    first = (tmp_path / "reports/index.html").read_bytes()
+    assert run_stage("report").returncode == 0
+    assert (tmp_path / "reports/index.html").read_bytes() == first
+
+
+def test_stage_says_which_file_is_missing_and_how_to_get_it(tmp_path, run_stage):
+    report_fixture.write_evidence(tmp_path, HOSTILE, test_images=20, gallery=2)
+    (tmp_path / "metrics/comparison.json").unlink()
+    done = run_stage("report")
+    assert done.returncode == 1
+    assert "error: metrics/comparison.json does not exist; `dvc repro` makes it" in done.stderr
+
+
+# The page in a browser
+
+
+CHROMIUM = screenshot.find_chromium()
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None,
+    reason=f"the page is not tested in a browser: {screenshot.HOW_TO_GET_CHROMIUM}",
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One browser for the whole module."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page_files(tmp_path_factory) -> dict[str, Path]:
+    """Rendered pages: two classes and twenty images, and a thousand classes and 50,000 images."""
+    before = Path.cwd()
+    files = {}
+    many = [*HOSTILE, *(f"class {number} of many" for number in range(998))]
+    for name, classes, options in (
+        ("small", HOSTILE, {"test_images": 20, "gallery": 20}),
+        (
+            "many",
+            many,
+            {
+                "test_images": 50_000,
+                "gallery": 60,
+                "slices": {"camera <b>": [f"camera {n}" for n in range(40)]},
+                "rejected": 30,
+            },
+        ),
+    ):
+        folder = tmp_path_factory.mktemp(name)
+        report_fixture.write_evidence(folder, classes, **options)
+        os.chdir(folder)
+        try:
+            report.main()
+        finally:
+            os.chdir(before)
+        files[name] = folder / "reports" / "index.html"
+    return files
+
+
+class Visit:
+    """An open page, and what it complained of or asked for."""
+
+    def __init__(self, browser, file: Path, width: int = 1280, scheme: str = "light", **options):
+        context = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, **options}
+        self.page = browser.new_page(**context)
+        self.complaints: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", self._note)
+        self._url = file.as_uri()
+        self.page.goto(self._url)
+
+    def _note(self, request) -> None:
+        if request.url != self._url and not request.url.startswith(("data:", "blob:")):
+            self.complaints.append(f"request: {request.url}")
+
+    def ready(self) -> "Visit":
+        """After all charts are drawn."""
+        self.page.wait_for_selector("html[data-ready]", timeout=60_000)
+        return self
+
+    def shown(self) -> int:
+        """Pictures in the gallery."""
+        return self.page.locator("#gallery li").count()
+
+    def status(self) -> str:
+        """What the gallery says of its numbers."""
+        return self.page.inner_text("#gallery-status")
+
+
+@pytest.fixture
+def visit(browser, page_files):
+    """A function that opens one of the pages; they are closed after the test."""
+    visits = []
+
+    def open_page(name: str, **options) -> Visit:
+        visits.append(Visit(browser, page_files[name], **options))
+        return visits[-1]
+
+    yield open_page
+    for one in visits:
+        one.page.close()
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("name", "width", "scheme"),
+    [
+        ("small", 1280, "light"),
+        ("small", 390, "dark"),
+        ("many", 390, "light"),
+        ("many", 1280, "dark"),
+    ],
+)
+def test_page_is_quiet_accessible_and_fits(visit, name, width, scheme):
+    from axe_core_python.sync_playwright import Axe
+
+    visited = visit(name, width=width, scheme=scheme).ready()
+    page = visited.page
+    assert visited.complaints == []
+    drawn = page.locator(".plot .main-svg").count()
+    assert drawn >= page.locator(".plot").count() > 10
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # A table of 1,000 rows is 1,000 times the same; axe takes half a minute for it.
+    rest = "tbody tr:nth-child(n+40)"
+    page.evaluate(f"for (const row of document.querySelectorAll('{rest}')) row.remove()")
+    # The inside of a chart is one picture to assistive technology, whose name axe does check.
+    found = Axe().run(page, {"exclude": [[".svg-container"]]}, {"resultTypes": ["violations"]})
+    assert [(v["id"], [n["html"][:200] for n in v["nodes"][:3]]) for v in found["violations"]] == []
+    assert visited.complaints == []
+
+
+@needs_browser
+def test_gallery_filters_and_counts(visit, page_files):
+    visited = visit("small").ready()
+    page = visited.page
+    text = page.locator("#page-data").text_content()
+    entries = json.loads(text)["gallery"]["entries"]
+
+    def expected(**wanted) -> int:
+        return sum(all(entry[key] == value for key, value in wanted.items()) for entry in entries)
+
+    assert len(entries) == 40
+    assert visited.shown() == expected(model="fine_tuned") == 20
+    page.select_option("#filter-result", "wrong")
+    wrong = expected(model="fine_tuned", correct=False)
+    assert visited.shown() == wrong > 0
+    assert visited.status() == f"{wrong} of {wrong} matching pictures shown, of 40 in all"
+    page.select_option("#filter-label", HOSTILE[0])
+    one_class = expected(model="fine_tuned", correct=False, label=HOSTILE[0])
+    assert visited.shown() == one_class < wrong
+    page.click("button[type=reset]")
+    expect(page.locator("#gallery li")).to_have_count(20)
+    page.select_option("#filter-kind", "sample")
+    assert visited.shown() == expected(model="fine_tuned", kinds=["sample"]) > 0
+    page.select_option("#filter-kind", "")
+    page.select_option("#filter-model", "")
+    assert visited.shown() == 24  # of 40: the rest waits for the button
+    page.focus("#more")
+    page.keyboard.press("Enter")
+    assert visited.shown() == 40
+    assert page.locator("#more").is_hidden()
+    assert page.evaluate("document.activeElement.tagName") == "LI"
+    page.select_option("#filter-label", HOSTILE[0])
+    page.select_option("#filter-predicted", HOSTILE[0])
+    page.select_option("#filter-result", "wrong")
+    assert visited.shown() == 0
+    assert visited.status() == "No picture matches these filters."
+    assert visited.complaints == []
+
+
+@needs_browser
+def test_pictures_show_and_turn_into_explanations(visit):
+    visited = visit("small").ready()
+    page = visited.page
+    assert visited.shown() == 20
+    for image in page.locator("#gallery img").all():
+        expect(image).to_have_js_property("naturalWidth", 24)
+    before = page.get_attribute("#gallery img", "src")
+    alt = page.get_attribute("#gallery img", "alt")
+    assert re.search(r"Actual .+, predicted .+ with a probability of \d+\.\d\s%", alt)
+    page.check("#filter-explained")
+    assert visited.shown() == 7  # every third one has an explanation
+    for image in page.locator("#gallery img").all():
+        expect(image).to_have_js_property("naturalWidth", 24)
+    assert page.get_attribute("#gallery img", "src") != before
+    assert page.get_attribute("#gallery img", "alt").startswith("Where the model looked")
+    page.uncheck("#filter-explained")
+    assert page.get_attribute("#gallery img", "src") == before
+
+
+@needs_browser
+def test_tables_can_be_searched_and_sorted_and_a_cell_leads_to_its_pictures(visit):
+    visited = visit("many").ready()
+    page = visited.page
+    page.fill("#search-class-table", "class 77 of")
+    assert page.locator("#class-table tbody tr:visible").count() == 1
+    assert page.inner_text("#found-class-table") == "1 of 1000 rows"
+    page.fill("#search-class-table", "")
+    page.click("#class-table tr:last-child th:last-child button")
+    changes = page.locator("#class-table tbody td:last-child").all_text_contents()
+    numbers = [float(text.replace(MINUS, "-")) for text in changes]
+    assert numbers == sorted(numbers)
+    assert numbers[0] < numbers[-1]
+    assert (
+        page.get_attribute("#class-table tr:last-child th:last-child", "aria-sort") == "ascending"
+    )
+    page.evaluate(
+        "document.getElementById('confusion-head').emit('plotly_click', {points: [{x: 1, y: 0}]})"
+    )
+    expect(page.locator("#filter-model")).to_have_value("head")
+    shown = json.loads(page.locator("#page-data").text_content())
+    classes = shown["figures"]["confusion-head"]["layout"]["meta"]["classes"]
+    assert page.input_value("#filter-label") == classes[0]
+    assert page.input_value("#filter-predicted") == classes[1]
+    assert visited.complaints == []
+
+
+@needs_browser
+def test_screenshot_tool_draws_the_top_of_the_page(page_files):
+    # In a process of its own, as two of Playwright's can't live in one.
+    folder = page_files["small"].parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.screenshot"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(report_fixture.ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    with Image.open(folder / "reports" / "screenshot.png") as picture:
+        assert picture.size == (screenshot.WIDTH, screenshot.HEIGHT)
+        colors = {color for _, color in picture.convert("RGB").getcolors(2**24)}
+    models = [tuple(bytes.fromhex(style.color[1:])) for style in charts.STYLES.values()]
+    assert colors.issuperset(models)
+
+
+@needs_browser
+def test_page_reads_without_javascript(visit):
+    page = visit("small", java_script_enabled=False).page
+    text = page.inner_text("body")
+    for part in ("Accuracy", "95", "Model card", "Charts and galleries need JavaScript"):
+        assert part in text
+    assert page.locator("#filters").is_hidden()
+    assert page.locator("#headline").is_hidden()
+    assert page.locator("table").first.is_visible()
