@@ -28,7 +28,8 @@
         margin: { l: 10, r: 14, t: 40, b: 10 },
         legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom" },
         hoverlabel: {
-          bgcolor: value("--raised"), bordercolor: value("--line"), font: { color: value("--text"), family: value("--font") },
+          bgcolor: value("--raised"), bordercolor: value("--line"),
+          font: { color: value("--text"), family: value("--font") },
         },
         shapedefaults: { line: { color: value("--quiet"), width: 1, dash: "dot" }, layer: "below" },
         xaxis: axis, yaxis: { ...axis, ticklabelstandoff: 6 },

@@ -80,7 +80,7 @@ def page(evidence: Evidence, stated) -> dict[str, Any]:
         "model_names": NAMES,
         "rejected": rejected_table(evidence),
         "data_notes": data_notes(evidence),
-        "duplicates": duplicates_table(evidence.data.get("duplicates", {})),
+        "duplicates": duplicates_table(evidence.data["duplicates"]),
         "class_balance": charts.class_balance(evidence.data["splits"]),
         "card": card(evidence, stated),
         "stated": stated,
@@ -349,7 +349,7 @@ def data_notes(evidence: Evidence) -> list[str]:
         if tiny
         else f"Every class has {wording.FEW_IMAGES} test images or more."
     )
-    if data.get("animated"):
+    if data["animated"]:
         notes.append(
             f"{count(data['animated'], 'file')} with several frames or pages; the first one is "
             "the image."
