@@ -204,7 +204,7 @@ def assign(
     """
     of_image, count = groups.of_image, len(groups.names)
     split_of_group = np.full(count, membership.UNDECIDED)
-    for name in ("valid", "test"):
+    for name in OFFICIAL_NAMES:
         if getattr(parameters, name) == "official":
             split_of_group[of_image[_official(found, name)]] = splits.SPLIT_NAMES.index(name)
     free = np.flatnonzero(split_of_group == membership.UNDECIDED)
@@ -214,15 +214,16 @@ def assign(
         "folds": parameters.folds,
         "fold": parameters.fold,
     }
-    if parameters.method == "sequential":
-        queue, strata = np.full(count, len(found)), np.zeros(count, np.int64)
-        np.minimum.at(queue, of_image, np.arange(len(found)))
-    else:
-        queue = membership.places(seed, groups.names, count)
-        strata = _strata(found, of_image, count, parameters.stratify_column)
     if parameters.method == "hashed":
+        queue = membership.places(seed, groups.names, count)
         drawn = membership.draw_hashed(queue[free], **shares)
     else:
+        if parameters.method == "sequential":
+            queue, strata = np.full(count, len(found)), np.zeros(count, np.int64)
+            np.minimum.at(queue, of_image, np.arange(len(found)))
+        else:
+            queue = membership.places(seed, groups.names, count)
+            strata = _strata(found, of_image, count, parameters.stratify_column)
         sizes = np.bincount(of_image, minlength=count)
         drawn = membership.draw(queue[free], strata[free], sizes[free], **shares)
     split_of_group[free] = drawn

@@ -401,7 +401,8 @@ def test_another_copy_leaves_the_group_of_near_duplicates_where_it_was():
 
 @pytest.mark.parametrize("items", [1000, 300])
 def test_hashed_moves_no_image_and_its_sizes_are_near_the_fractions(items):
-    parameters = with_params(method="hashed")
+    # It needs no column: there are no strata.
+    parameters = with_params(method="hashed", stratify_column="wafer_type")
     before = splits_of(draw_items(items), parameters)
     after = splits_of(draw_items(items + items // 10), parameters)
     assert moved(before, after) == 0
@@ -442,6 +443,35 @@ def test_folds_are_stratified():
 def test_first_fold_of_four_is_the_test_split_of_a_quarter():
     items = draw_items(1000)
     assert splits_of(items, with_params(folds=4)) == splits_of(items, with_params(test=0.25))
+
+
+def test_folds_of_the_stored_order_are_blocks_and_valid_is_what_follows():
+    items = draw_items(20)
+    parameters = with_params(method="sequential", folds=4, train=0.65, valid=0.1)
+    for fold in range(4):
+        splits = list(splits_of(items, dataclasses.replace(parameters, fold=fold)).values())
+        start = 5 * fold
+        assert splits[start : start + 5] == ["test"] * 5
+        # After the last block comes the first.
+        assert [splits[(start + place) % 20] for place in (5, 6)] == ["valid"] * 2
+        assert Counter(splits) == {"train": 13, "valid": 2, "test": 5}
+
+
+def test_a_copy_in_both_official_splits_is_a_test_image():
+    items = draw_items(100)
+    official = ["train"] * 60 + ["test"] * 20 + ["validation"] * 20
+    items = [
+        dataclasses.replace(item, official_split=name)
+        for item, name in zip(items, official, strict=True)
+    ]
+    copies = [
+        dataclasses.replace(items[90], id="copy of valid", official_split="test"),
+        dataclasses.replace(items[70], id="copy of test", official_split="validation"),
+    ]
+    splits = splits_of(items + copies, with_params(train=0.5, valid="official", test="official"))
+    assert {splits[name] for name in ("id 90", "id 70", "copy of valid", "copy of test")} == {
+        "test"
+    }
 
 
 def test_groups_larger_than_a_split_still_fill_all_three():

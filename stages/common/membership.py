@@ -51,6 +51,9 @@ def draw(
     train the rest. With folds, the queue is cut into that many equal parts: one of them is test,
     and valid begins with the next one, so fold 0 of 4 is what `test` of 0.25 gives.
 
+    Exact sizes have a price: a tenth more images moves some of the others; measured with four
+    strata, 1.5 % of 1,000, 0.8 % of 2,624 and 0.5 % of 10,000.
+
     Args:
         queue: (groups,), what to order by.
         strata: (groups,), number of the stratum.
