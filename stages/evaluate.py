@@ -41,6 +41,7 @@ def measure(
     columns: Sequence[str],
     temperature: float,
     resamples: int,
+    image_weights: np.ndarray | None = None,
 ) -> dict:
     """All metrics that follow from predictions.
 
@@ -50,6 +51,7 @@ def measure(
         columns: by whose values to give the metrics too.
         temperature: of the model.
         resamples: for the intervals.
+        image_weights: (images,), 0 or more, for weighted_accuracy; None: do without it.
 
     Returns:
         What stages.common.metrics gives, `interval` (metric to low and high), and
@@ -63,12 +65,15 @@ def measure(
     }
     with_areas = len(table.class_names) <= metrics.MOST_CLASSES_FOR_AREAS
     result = metrics.classification_metrics(
-        table.labels, table.probabilities, table.class_names, temperature
+        table.labels, table.probabilities, table.class_names, temperature, image_weights
     )
     sets_of_images = 1 + sum(len(values) for values in slices.values())
     with progress(
         None, total=resamples * sets_of_images, unit="resample", description="intervals"
     ) as bar:
+
+        def weights_of(members):
+            return None if image_weights is None else image_weights[members]
 
         def interval(members):
             return bootstrap.intervals(
@@ -78,6 +83,7 @@ def measure(
                     groups[members],
                     resamples,
                     bar.update,
+                    weights_of(members),
                 )
             )
 
@@ -90,6 +96,7 @@ def measure(
                         table.probabilities[members],
                         temperature,
                         with_areas=with_areas,
+                        image_weights=weights_of(members),
                     ),
                     "interval": interval(members),
                 }
@@ -108,6 +115,7 @@ def main() -> None:
     parameters = params.load("evaluate", EvaluateParams)
     rows = evaluation.test_rows()
     columns = evaluation.slice_columns(rows, parameters.slice_columns)
+    evaluation.image_weights(rows, parameters.weight_column)  # checked before anything heavy
     start_tensorflow()
     from stages.common import evaluation_plots
 
@@ -137,7 +145,14 @@ def main() -> None:
         class_names=index.class_names,
         batch_size=parameters.batch_size,
     )
-    found = measure(table, rows, columns, temperature, parameters.bootstrap_samples)
+    found = measure(
+        table,
+        rows,
+        columns,
+        temperature,
+        parameters.bootstrap_samples,
+        evaluation.image_weights(rows, parameters.weight_column),
+    )
     tables.write_metrics(paths.METRICS / f"{name}.json", {**found, **model_cost.model_cost(model)})
 
 

@@ -59,7 +59,10 @@ class SplitParams:
     test: Share
     folds: Annotated[int | None, Field(ge=2, description="null, or a whole number of 2 or more")]
     fold: params.NonNegativeInt
-    stratify_column: str | None
+    stratify_columns: Annotated[
+        list[params.Text] | None,
+        Field(description="null (the classes alone) or a list of columns"),
+    ]
     near_duplicate_distance: Annotated[
         int | None, Field(ge=0, le=8, description="null, or a whole number from 0 to 8")
     ]
@@ -173,13 +176,14 @@ def number_of(count: int, noun: str) -> str:
 
 def check_source(parameters: SplitParams, column_names: list[str], official: list[str]) -> None:
     """Finds params that ask for what the source does not have: a column, an official split."""
-    column = parameters.stratify_column
-    if parameters.method == "stratified" and column is not None and column not in column_names:
-        raise UserError(
-            f"params.yaml, split.stratify_column: expected null or one of {sorted(column_names)}, "
-            f"received {column!r}{params.nearest(column, column_names)}; set it to null to "
-            "balance the classes alone"
-        )
+    for column in parameters.stratify_columns or []:
+        if parameters.method == "stratified" and column not in column_names:
+            raise UserError(
+                f"params.yaml, split.stratify_columns: expected columns of "
+                f"{sorted(column_names)}, received {column!r}"
+                f"{params.nearest(column, column_names)}; set it to null to balance the classes "
+                "alone"
+            )
     for name, known in OFFICIAL_NAMES.items():
         if getattr(parameters, name) == "official" and not set(known) & set(official):
             raise UserError(
@@ -193,7 +197,7 @@ def assign(
 ) -> list[str]:
     """The split of every image.
 
-    Stratified: within each stratum (class, and `stratify_column` where given) whole groups are
+    Stratified: within each stratum (class, and `stratify_columns` where given) whole groups are
     taken in the order of a keyed hash, so that neither file order nor images that are added later
     move the others much. Hashed: each group by its own hash, so that nothing moves at all, and
     sizes are right on average. Sequential: the stored order, test first, then valid, then train.
@@ -223,7 +227,7 @@ def assign(
             np.minimum.at(queue, of_image, np.arange(len(found)))
         else:
             queue = membership.places(seed, groups.names, count)
-            strata = _strata(found, of_image, count, parameters.stratify_column)
+            strata = _strata(found, of_image, count, parameters.stratify_columns or [])
         sizes = np.bincount(of_image, minlength=count)
         drawn = membership.draw(queue[free], strata[free], sizes[free], **shares)
     split_of_group[free] = drawn
@@ -245,10 +249,10 @@ def _official(found: Images, name: str) -> np.ndarray:
     return np.fromiter((split in wanted for split in found.official_splits), bool, len(found))
 
 
-def _strata(found: Images, of_image, count: int, column: str | None) -> np.ndarray:
+def _strata(found: Images, of_image, count: int, columns: Sequence[str]) -> np.ndarray:
     """The number of each group's stratum; members of several count as the first of them."""
     codes, _ = encode(found.labels)
-    if column is not None:
+    for column in columns:
         values, names = encode(found.columns[column])
         codes = codes * len(names) + values
     strata = np.full(count, np.iinfo(np.int64).max)

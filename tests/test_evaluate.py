@@ -29,7 +29,8 @@ def project(tmp_path, monkeypatch, toy_classifier):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["evaluate", "head"])
     (tmp_path / "params.yaml").write_text(
-        f"evaluate:\n  batch_size: 8\n  bootstrap_samples: {RESAMPLES}\n  slice_columns: null\n"
+        f"evaluate:\n  batch_size: 8\n  bootstrap_samples: {RESAMPLES}\n  weight_column: score\n"
+        "  slice_columns: null\n"
     )
     models.save(toy_classifier("linear", temperature=0.4), paths.HEAD)
     random = np.random.default_rng(0)
@@ -58,10 +59,13 @@ def project(tmp_path, monkeypatch, toy_classifier):
 class Recomputed:
     """The numbers of a set of rows of the CSV, from scikit-learn and nothing of this project."""
 
-    def __init__(self, rows: list[dict], groups: dict[str, str], temperature: float):
+    def __init__(
+        self, rows: list[dict], groups: dict[str, str], scores: dict[str, float], temperature: float
+    ):
         self.class_names = [name[12:] for name in rows[0] if name.startswith("probability ")]
         self.labels = np.array([self.class_names.index(line["label"]) for line in rows])
         self.groups = np.array([groups[line["id"]] for line in rows])
+        self.weights = np.array([scores[line["id"]] for line in rows])
         table = np.array([[float(text) for text in list(line.values())[4:]] for line in rows])
         self.probabilities = table / table.sum(axis=1, keepdims=True)
         self.temperature = temperature
@@ -87,6 +91,8 @@ class Recomputed:
             for number in numbers
             if 0 < (labels == number).sum() < len(labels)
         ]
+        if (weights := self.weights[rows]).any():
+            found["weighted_accuracy"] = weights[predicted == labels].sum() / weights.sum()
         return found | ({"roc_auc": np.mean(areas)} if areas else {})
 
     def calibration(self, labels, probabilities) -> dict[str, float]:
@@ -182,7 +188,8 @@ def test_every_number_follows_from_the_table_of_predictions(project):
     temperature = written["temperature"]
     assert temperature == pytest.approx(0.4)
 
-    whole = Recomputed(rows, groups, temperature)
+    scores = {example_id: float(line["score"]) for example_id, line in columns_of.items()}
+    whole = Recomputed(rows, groups, scores, temperature)
     expected = {
         **whole.everything(),
         "interval": whole.intervals(),
@@ -194,6 +201,7 @@ def test_every_number_follows_from_the_table_of_predictions(project):
             shown: Recomputed(
                 [line for line in rows if columns_of[line["id"]][column] == value],
                 groups,
+                scores,
                 temperature,
             ).everything()
             for shown, value in values.items()
@@ -205,12 +213,17 @@ def test_every_number_follows_from_the_table_of_predictions(project):
     }
     # Image by image this takes a second for each set; one slice stands for all.
     of_a = Recomputed(
-        [line for line in rows if columns_of[line["id"]]["camera"] == "a"], groups, temperature
+        [line for line in rows if columns_of[line["id"]]["camera"] == "a"],
+        groups,
+        scores,
+        temperature,
     )
     expected["slice"]["camera"]["a"]["interval"] = of_a.intervals()
     for column, value in (("camera", "b"), ("score", "0"), ("score", "0.3333"), ("score", "1")):
         found = written["slice"][column][value].pop("interval")
-        assert set(found) == set(expected["interval"])
+        # Where all weights are 0 there is nothing to weigh.
+        undefined = {"weighted_accuracy"} if (column, value) == ("score", "0") else set()
+        assert set(found) == set(expected["interval"]) - undefined
     cost = {name: written.pop(name) for name in ("parameters", "multiply_adds")}
     assert flat(written) == pytest.approx(flat(expected), abs=1.5e-6)
     assert cost == model_cost.model_cost(models.load(paths.HEAD))
@@ -230,6 +243,18 @@ def test_what_is_wrong_in_params_is_told_before_anything_is_predicted(project, m
         UserError, match=r"slice_columns: .* received 'camra'; did you mean 'camera'"
     ):
         evaluate.main()
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("scor", "received 'scor'; did you mean 'score'"),
+        ("camera", "numbers of 0 or more, not all 0, received '[ab]' for toy__[0-9]+ in 'camera'"),
+    ],
+)
+def test_a_column_that_holds_no_weights_is_refused(project, column, message):
+    with pytest.raises(UserError, match=f"evaluate.weight_column: expected .*{message}"):
+        evaluation.image_weights(evaluation.test_rows(), column)
 
 
 def test_a_table_of_splits_of_other_images_is_refused(project):
@@ -255,11 +280,18 @@ def test_an_unknown_model_is_named(project, monkeypatch):
         ("bootstrap_samples", 50, "expected a whole number from 100 to 100000, received 50"),
         ("slice_columns", "camera", "null .every column with 2 to 10 values. or a list of columns"),
         ("slice_columns", [""], "slice_columns"),
+        ("weight_column", "", "null or a column of data/splits.csv"),
         ("samples", 100, "samples: unknown key"),
     ],
 )
 def test_impossible_params_are_refused(key, value, message):
-    section = {"batch_size": 8, "bootstrap_samples": 100, "slice_columns": None, key: value}
+    section = {
+        "batch_size": 8,
+        "bootstrap_samples": 100,
+        "weight_column": None,
+        "slice_columns": None,
+        key: value,
+    }
     with pytest.raises(UserError, match=message):
         params.check({"evaluate": section}, "evaluate", evaluation.EvaluateParams)
 

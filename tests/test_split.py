@@ -27,7 +27,7 @@ DEFAULT = split.SplitParams(
     test=0.25,
     folds=None,
     fold=0,
-    stratify_column=None,
+    stratify_columns=None,
     near_duplicate_distance=2,
     min_images_per_class=3,
 )
@@ -150,7 +150,7 @@ def test_every_class_is_divided_by_the_fractions():
 
 def test_the_values_of_a_column_are_divided_by_the_fractions_too():
     items = draw_items(600, kind="rare")[:60] + draw_items(540, first=60, kind="common")
-    splits = splits_of(items, with_params(stratify_column="kind"))
+    splits = splits_of(items, with_params(stratify_columns=["kind"]))
     for label, kind in itertools.product(LABELS, ("rare", "common")):
         names = [
             splits[item.id] for item in items if (item.label, item.columns["kind"]) == (label, kind)
@@ -158,11 +158,28 @@ def test_the_values_of_a_column_are_divided_by_the_fractions_too():
         assert abs(names.count("test") - 0.25 * len(names)) <= 1, (label, kind)
 
 
+def test_the_values_of_two_columns_are_divided_together():
+    kinds = [
+        dict(kind=kind, site=site) for kind in ("rare", "common") for site in ("north", "south")
+    ]
+    items = [
+        item
+        for number, columns in enumerate(kinds)
+        for item in draw_items(100, first=100 * number, **columns)
+    ]
+    splits = splits_of(items, with_params(stratify_columns=["kind", "site"]))
+    for label, columns in itertools.product(LABELS, kinds):
+        names = [
+            splits[item.id] for item in items if (item.label, item.columns) == (label, columns)
+        ]
+        assert abs(names.count("test") - 0.25 * len(names)) <= 1, (label, columns)
+
+
 def test_a_column_that_is_not_there_is_answered_with_those_that_are():
     with pytest.raises(UserError) as caught:
-        splits_of(draw_items(40, wafer_type="mono"), with_params(stratify_column="wafer_typ"))
+        splits_of(draw_items(40, wafer_type="mono"), with_params(stratify_columns=["wafer_typ"]))
     assert str(caught.value) == (
-        "params.yaml, split.stratify_column: expected null or one of ['wafer_type'], "
+        "params.yaml, split.stratify_columns: expected columns of ['wafer_type'], "
         "received 'wafer_typ'; did you mean 'wafer_type'?; set it to null to balance the classes "
         "alone"
     )
@@ -402,7 +419,7 @@ def test_another_copy_leaves_the_group_of_near_duplicates_where_it_was():
 @pytest.mark.parametrize("items", [1000, 300])
 def test_hashed_moves_no_image_and_its_sizes_are_near_the_fractions(items):
     # It needs no column: there are no strata.
-    parameters = with_params(method="hashed", stratify_column="wafer_type")
+    parameters = with_params(method="hashed", stratify_columns=["wafer_type"])
     before = splits_of(draw_items(items), parameters)
     after = splits_of(draw_items(items + items // 10), parameters)
     assert moved(before, after) == 0
@@ -698,7 +715,7 @@ def test_stage_on_a_messy_folder(own_folder, run_stage):
     assert "received 'wafer_type'; set it to null to balance the classes alone" in done.stderr
 
     content = params.read(own_folder / "params.yaml")
-    content["split"]["stratify_column"] = None
+    content["split"]["stratify_columns"] = None
     (own_folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     done = run_stage("split")
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ TRACKED = (
 )
 OVERRIDES = {
     "dataset": {"name": "image_folder"},
-    "split": {"train": 0.5, "valid": 0.25, "test": 0.25, "stratify_column": None},
+    "split": {"train": 0.5, "valid": 0.25, "test": 0.25, "stratify_columns": None},
     "preprocess": {"image_size": 24},
     "backbone": {"name": "tiny", "weights": None, "image_size": 32},
     "extract_features": {"views": 2},

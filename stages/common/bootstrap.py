@@ -26,6 +26,7 @@ def distribution(
     groups: Sequence[str],
     resamples: int,
     advance: Callable[[int], object] = lambda count: None,
+    image_weights: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The headline metrics of many resamples of the images.
 
@@ -35,6 +36,7 @@ def distribution(
         groups: (images,), names; images of one group are drawn together.
         resamples: how many sets of as many groups to draw, with replacement.
         advance: is told the number of resamples that are done since it was last called.
+        image_weights: (images,), 0 or more, for weighted_accuracy; None: do without it.
 
     Returns:
         Metric to (resamples,) float64; see `Statistics.of`. Equal groups give the same resamples,
@@ -45,7 +47,7 @@ def distribution(
     if len(names) < 2:
         advance(resamples)
         return {}
-    statistics = Statistics(labels, probabilities)
+    statistics = Statistics(labels, probabilities, image_weights)
     generator = np.random.default_rng(SEED)
     chunk = max(1, CHUNK_NUMBERS // len(labels))
     parts = []
@@ -83,8 +85,13 @@ class Statistics:
     scikit-learn's metrics with `sample_weight`, for many weightings at once.
     """
 
-    def __init__(self, labels: np.ndarray, probabilities: np.ndarray):
-        """Takes labels (images,) and probabilities (images, classes), float64."""
+    def __init__(
+        self,
+        labels: np.ndarray,
+        probabilities: np.ndarray,
+        image_weights: np.ndarray | None = None,
+    ):
+        """Takes labels (images,), probabilities (images, classes), float64, weights (images,)."""
         from scipy import sparse
 
         images, self._classes = probabilities.shape
@@ -112,6 +119,9 @@ class Statistics:
                 by_class(labels, right),
             ]
         )
+        self._weighted_sums = None
+        if image_weights is not None:
+            self._weighted_sums = np.stack([right * image_weights, image_weights])
         self._several_classes = len(np.unique(labels)) > 1
         self._areas = []
         if self._classes <= MOST_CLASSES_FOR_AREAS:
@@ -127,13 +137,17 @@ class Statistics:
             weights: (images, weightings), float, 0 or more, in no column all 0.
 
         Returns:
-            accuracy, loss, brier_score and, where the images are of two classes at least,
-            balanced_accuracy, f1_macro and (of up to 100 classes) roc_auc, NaN where undefined; as
-            defined in stages.common.metrics, (weightings,) each.
+            accuracy, loss, brier_score, with weights of images weighted_accuracy and, where the
+            images are of two classes at least, balanced_accuracy, f1_macro and (of up to 100
+            classes) roc_auc, NaN where undefined; as defined in stages.common.metrics,
+            (weightings,) each.
         """
         sums = self._sums @ weights
         accuracy, loss, brier_score = sums[:3] / weights.sum(axis=0)
         found = {"accuracy": accuracy, "loss": loss, "brier_score": brier_score}
+        if self._weighted_sums is not None:
+            with np.errstate(invalid="ignore"):
+                found["weighted_accuracy"] = np.divide(*(self._weighted_sums @ weights))
         if not self._several_classes:
             return found
         support, predicted, right = np.split(sums[3:], 3)

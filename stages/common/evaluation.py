@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 
 from stages.common import params, splits
@@ -21,6 +22,10 @@ class EvaluateParams:
     batch_size: params.PositiveInt
     bootstrap_samples: Annotated[
         int, Field(ge=100, le=100_000, description="a whole number from 100 to 100000")
+    ]
+    weight_column: Annotated[
+        str | None,
+        Field(min_length=1, description="null or a column of data/splits.csv"),
     ]
     slice_columns: Annotated[
         list[params.Text] | None,
@@ -85,6 +90,40 @@ def slice_columns(rows: Sequence[splits.SplitRow], wanted: Sequence[str] | None)
                 "set a coarser column"
             )
     return list(dict.fromkeys(wanted))
+
+
+def image_weights(rows: Sequence[splits.SplitRow], column: str | None) -> np.ndarray | None:
+    """How much each image counts by a column, (images,) float64; None without a column.
+
+    Raises:
+        UserError: the column is not there, or holds something else than numbers of 0 or more of
+            which one at least is larger.
+    """
+    if column is None:
+        return None
+    where = "params.yaml, evaluate.weight_column"
+    if column not in rows[0].columns:
+        raise UserError(
+            f"{where}: expected null or a column of {splits.SPLITS_FILE}, which has "
+            f"{', '.join(rows[0].columns) or 'none'}, received {column!r}"
+            f"{params.nearest(column, list(rows[0].columns))}"
+        )
+    weights = np.array([_number(row.columns[column]) for row in rows])
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(wrong) or not weights.any():
+        example = rows[wrong[0]] if len(wrong) else rows[0]
+        raise UserError(
+            f"{where}: expected a column of numbers of 0 or more, not all 0, received "
+            f"{example.columns[column]!r} for {example.id} in {column!r}"
+        )
+    return weights
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def members_by_value(values: Sequence[str]) -> dict[str, list[int]]:

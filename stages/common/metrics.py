@@ -14,7 +14,11 @@ CHUNK_NUMBERS = 2**22  # probabilities of which scikit-learn makes its several c
 
 
 def classification_metrics(
-    labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], temperature: float
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    temperature: float,
+    image_weights: np.ndarray | None = None,
 ) -> dict:
     """All metrics of one model on one split.
 
@@ -23,6 +27,7 @@ def classification_metrics(
         probabilities: (images, classes), float64, rows adding up to 1.
         class_names: one for each column.
         temperature: by which the model divides its logits.
+        image_weights: see `numbers`.
 
     Returns:
         What `numbers` gives, the temperature, and by class precision, recall, F1 (fractions, 0
@@ -37,7 +42,7 @@ def classification_metrics(
         zero_division=0.0,
     )
     return {
-        **numbers(labels, probabilities, temperature),
+        **numbers(labels, probabilities, temperature, image_weights=image_weights),
         "temperature": float(temperature),
         "class": {
             name: {
@@ -52,7 +57,12 @@ def classification_metrics(
 
 
 def numbers(
-    labels: np.ndarray, probabilities: np.ndarray, temperature: float, *, with_areas: bool = True
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    temperature: float,
+    *,
+    with_areas: bool = True,
+    image_weights: np.ndarray | None = None,
 ) -> dict:
     """The metrics of one set of images, at least one.
 
@@ -61,14 +71,17 @@ def numbers(
         probabilities: (images, classes), float64, rows adding up to 1.
         temperature: by which the model divides its logits.
         with_areas: whether to find the areas under curves, which take longest.
+        image_weights: (images,), 0 or more, for weighted_accuracy; None: do without it.
 
     Returns:
         images; accuracy, top_5_accuracy (only with more than five classes): fractions from 0 to 1;
         loss, expected_calibration_error, brier_score: see `calibration`, and the same under
-        `uncalibrated` for what the model would say without its temperature. Where the images are of
-        two classes at least: balanced_accuracy (mean recall of the classes that images have),
-        f1_macro (mean over the classes that images or predictions have), f1_weighted, roc_auc and
-        average_precision (see `areas`): fractions from 0 to 1; cohen_kappa: from -1 to 1.
+        `uncalibrated` for what the model would say without its temperature; weighted_accuracy: the
+        weights of the images that are right over all weights (unless all are 0). Where the images
+        are of two classes at least: balanced_accuracy (mean recall of the classes that images
+        have), f1_macro (mean over the classes that images or predictions have), f1_weighted,
+        roc_auc and average_precision (see `areas`): fractions from 0 to 1; cohen_kappa: from -1 to
+        1.
     """
     from sklearn import metrics
 
@@ -79,6 +92,10 @@ def numbers(
         **calibration(labels, probabilities),
         "uncalibrated": calibration(labels, uncalibrated(probabilities, temperature)),
     }
+    if image_weights is not None and image_weights.any():
+        result["weighted_accuracy"] = float(
+            metrics.accuracy_score(labels, predicted, sample_weight=image_weights)
+        )
     found = np.unique(labels)
     if len(found) > 1:
         # The names and averages of scikit-learn, without its warning of classes that only labels

@@ -2,8 +2,8 @@
 
 Buerhop-Lutz et al. 2018, "A Benchmark for Visual Identification of Defective Solar Cells in
 Electroluminescence Imagery"; 2,624 grey photographs of 300 by 300 pixels. Each has a probability
-of being defective (0, 1/3, 2/3 or 1, from the raters' confidence) and a wafer type. The package
-`elpv-dataset` ships them; licence CC BY-NC-SA 4.0.
+of being defective (0, 1/3, 2/3 or 1) and a wafer type. The package `elpv-dataset` ships them;
+licence CC BY-NC-SA 4.0.
 """
 
 import importlib.util
@@ -17,6 +17,8 @@ from stages.common.run import UserError
 PACKAGE = "elpv_dataset"
 # The file rounds thirds to four digits and more, so a probability is matched to the nearest.
 PROBABILITIES = {"0": 0.0, "1/3": 1 / 3, "2/3": 2 / 3, "1": 1.0}
+# How sure the raters were of a label, by which Deitsch et al. 2019 weigh images.
+CONFIDENCES = {"0": 1.0, "1/3": 1 / 3, "2/3": 2 / 3, "1": 1.0}
 
 
 def read_labels(text: str) -> list[tuple[str, float, str]]:
@@ -29,6 +31,11 @@ def label_of(probability: float, labels: str, threshold: float) -> str:
     """The class of a cell: binary at a threshold, or the nearest of the four probabilities."""
     if labels == "binary":
         return "defective" if probability >= threshold else "functional"
+    return nearest_name(probability)
+
+
+def nearest_name(probability: float) -> str:
+    """The one of the four probabilities that is meant, by name."""
     return min(PROBABILITIES, key=lambda name: abs(PROBABILITIES[name] - probability))
 
 
@@ -60,6 +67,7 @@ class Elpv(tfds.core.GeneratorBasedBuilder):
             "label": tfds.features.ClassLabel(names=names),
             "name": tfds.features.Text(),
             "probability": tfds.features.Scalar(np.float64),
+            "rater_confidence": tfds.features.Scalar(np.float64),
             "wafer_type": tfds.features.Text(),
         }
         return self.dataset_info_from_configs(
@@ -82,6 +90,7 @@ class Elpv(tfds.core.GeneratorBasedBuilder):
                     "label": label_of(probability, self._labels, self._threshold),
                     "name": path,
                     "probability": probability,
+                    "rater_confidence": CONFIDENCES[nearest_name(probability)],
                     "wafer_type": wafer_type,
                 },
             )
