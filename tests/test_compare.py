@@ -99,7 +99,8 @@ def project(tmp_path, monkeypatch):
     """A folder with params, a table of splits and both tables of predictions."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(
-        "evaluate:\n  batch_size: 4\n  bootstrap_samples: 100\n  slice_columns: null\n"
+        "evaluate:\n  batch_size: 4\n  bootstrap_samples: 100\n  weight_column: null\n"
+        "  slice_columns: null\n"
     )
     (tmp_path / "data").mkdir()
     rows = [
