@@ -5,9 +5,9 @@ Writes: models/backbone.keras — RGB images of any size, 0–255, to the last f
         and the network's own input scaling are layers inside.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.common import models, params, paths
 from stages.common.backbones import BACKBONES, build
@@ -20,15 +20,17 @@ class BackboneParams:
 
     name: params.Text
     weights: Literal["imagenet"] | None
-    image_size: params.PositiveInt
+    image_size: Annotated[
+        int | None, Field(ge=1, description="null (the network's own) or a whole number above 0")
+    ]
 
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in BACKBONES:
             raise ValueError(
-                f"expected one of {', '.join(BACKBONES)}, received {name!r}"
-                f"{params.nearest(name, BACKBONES)}"
+                f"expected one of the {len(BACKBONES)} that `python -m tools.backbones` lists, "
+                f"received {name!r}{params.nearest(name, BACKBONES)}"
             )
         return name
 
@@ -46,7 +48,8 @@ def main() -> None:
     """Builds the network and saves it."""
     parameters = params.load("backbone", BackboneParams)
     start_tensorflow()
-    backbone = build(parameters.name, parameters.weights, parameters.image_size)
+    image_size = parameters.image_size or BACKBONES[parameters.name].native_size
+    backbone = build(parameters.name, parameters.weights, image_size)
     model = models.with_any_size(backbone)
     models.save(model, paths.BACKBONE)
     print(

@@ -3,15 +3,16 @@
 Reads:  data/images/{train,valid}/ — RGB uint8; models/backbone.keras.
 Writes: data/features/{train,valid}/ — shards of float16: pooled (views, channels), or feature maps
         (views, height, width, channels); training images in `views` of the allowed symmetries,
-        validation images in one view.
+        validation images in one view. Of several layers, the pooled features one after the other.
+        data/features/layers.json — the layers of the backbone that were read; none: its output.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from stages.common import augment, models, params, paths, shards
+from stages.common import augment, blocks, models, params, paths, shards
 from stages.common.run import progress, run, start_tensorflow
 
 
@@ -20,6 +21,10 @@ class ExtractFeaturesParams:
     """Section `extract_features`."""
 
     features: Literal["pooled", "map"]
+    layers: Annotated[
+        Literal["all_blocks"] | list[params.Text] | None,
+        Field(min_length=1, description="null (the last layer), all_blocks, or a list of names"),
+    ]
     views: params.PositiveInt
     augment: augment.AugmentParams
     batch_size: params.PositiveInt
@@ -34,6 +39,15 @@ class ExtractFeaturesParams:
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_map(self):
+        if self.features == "map" and not (self.layers is None or len(self.layers) == 1):
+            raise ValueError(
+                f"layers: expected null or a list of one with features: map, since maps of several "
+                f"layers differ in size, received {self.layers}; set features to pooled"
+            )
+        return self
+
 
 def feature_function(backbone_model, features: str, symmetries):
     """A compiled function from images (batch, height, width, 3) to (batch, views, …) float16."""
@@ -45,7 +59,8 @@ def feature_function(backbone_model, features: str, symmetries):
         for symmetry in symmetries:
             maps = backbone_model(augment.apply(images, symmetry), training=False)
             if features == "pooled":
-                maps = tf.reduce_mean(maps, axis=(1, 2))
+                every = maps if isinstance(maps, list) else [maps]
+                maps = tf.concat([tf.reduce_mean(one, axis=(1, 2)) for one in every], axis=-1)
             # Half the bytes; the eleven bits that are left are far finer than the features' noise.
             views.append(tf.cast(maps, tf.float16))
         return tf.stack(views, axis=1)
@@ -58,6 +73,8 @@ def main() -> None:
     parameters = params.load("extract_features", ExtractFeaturesParams)
     start_tensorflow()
     backbone_model = models.load(paths.BACKBONE)
+    layers = blocks.resolve(backbone_model.get_layer("backbone"), parameters.layers)
+    backbone_model = models.at_layers(backbone_model, layers)
     image_size = backbone_model.get_layer("resize").height
     symmetries = parameters.augment.symmetries[: parameters.views]
     for split, views in (("train", symmetries), ("valid", [augment.IDENTITY])):
@@ -77,6 +94,7 @@ def main() -> None:
                 for row in zip(features, labels.numpy(), ids.numpy(), strict=True):
                     writer.write(row[0], int(row[1]), row[2].decode())
                 bar.update(len(features) * len(views))
+    blocks.write_layers(layers)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,25 @@ Writes: models/fine_tuned.keras — images to calibrated probabilities.
         plots/fine_tune/layers.csv — every layer: shape, parameters, trainable in which phase.
 """
 
+import re
 from typing import Annotated
 
 from pydantic import Field
 
-from stages.common import augment, layer_table, models, params, paths, shards, training, weights
+from stages.common import (
+    augment,
+    blocks,
+    layer_table,
+    models,
+    params,
+    paths,
+    shards,
+    training,
+    weights,
+)
 from stages.common.run import UserError, run, start_tensorflow
+
+PATTERN = "regex:"
 
 
 @params.params_dataclass
@@ -22,8 +35,8 @@ class FineTuneParams(weights.WeightParams, training.TrainingParams):
     unfreeze: Annotated[
         int | str,
         Field(
-            description="all, none, a number of last backbone layers, or the name of a backbone "
-            "layer to start from"
+            description="all, none, a number of last backbone layers, the name of a backbone block "
+            "or layer to start from, or regex: and a pattern that names must match"
         ),
     ]
     batch_norm_trainable: params.Flag
@@ -39,43 +52,77 @@ def unfreeze(model, choice: int | str, batch_norm_trainable: bool) -> None:
 
     Args:
         model: from `models.assemble`.
-        choice: 'all', 'none', the number of last backbone layers, or the first one's name.
+        choice: 'all', 'none', the number of last backbone layers, the name of the block or layer
+            to start from, or 'regex:' and a pattern that is searched for in layers' names.
         batch_norm_trainable: whether γ and β of unfrozen BatchNorm layers train.
 
     Raises:
         UserError: no layer of that name, or a number out of range; the candidates are listed.
+            No name matches the pattern, or it is none.
     """
     import keras
 
     layers = list(models.leaf_layers(model.get_layer("backbone")))
-    first = first_unfrozen(choice, [layer.name for layer in layers])
+    names = [layer.name for layer in layers]
+    unfrozen = unfrozen_layers(choice, names, blocks.blocks(model.get_layer("backbone")))
     # A frozen parent would freeze all inside it.
     model.trainable = True
     for layer in models.leaf_layers(model.get_layer("head")):
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
-    for position, layer in enumerate(layers):
+    for layer in layers:
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
-        layer.trainable = position >= first and (batch_norm_trainable or not is_norm)
+        layer.trainable = layer.name in unfrozen and (batch_norm_trainable or not is_norm)
 
 
-def first_unfrozen(choice: int | str, names: list[str]) -> int:
-    """The position of the first backbone layer that trains; `len(names)` for none."""
+def unfrozen_layers(
+    choice: int | str, names: list[str], of_block: dict[str, list[str]]
+) -> set[str]:
+    """The backbone layers that train.
+
+    Args:
+        choice: see `unfreeze`.
+        names: of all layers, in the order of depth.
+        of_block: block to the names of its layers.
+    """
     if choice in ("all", "none"):
-        return 0 if choice == "all" else len(names)
+        return set(names) if choice == "all" else set()
+    if isinstance(choice, str) and choice.startswith(PATTERN):
+        return _matching(choice.removeprefix(PATTERN), names)
     if isinstance(choice, int):
         if not 0 <= choice <= len(names):
             raise UserError(
                 f"params.yaml, fine_tune.unfreeze: expected 0 to {len(names)}, the layers of this "
                 f"backbone, received {choice}"
             )
-        return len(names) - choice
+        return set(names[len(names) - choice :])
+    if choice in of_block:
+        # By blocks, not by position: layers of branches lie between each other.
+        following = list(of_block)[list(of_block).index(choice) :]
+        return {name for block in following for name in of_block[block]}
     if choice not in names:
         raise UserError(
-            f"params.yaml, fine_tune.unfreeze: expected all, none, a number or the name of a "
-            f"layer, received {choice!r}{params.nearest(choice, names)}; the layers are "
-            f"{', '.join(names)}"
+            f"params.yaml, fine_tune.unfreeze: expected all, none, a number, the name of a block "
+            f"or layer, or {PATTERN} and a pattern, received {choice!r}"
+            f"{params.nearest(choice, [*of_block, *names])}; the blocks are "
+            f"{', '.join(of_block)}; the layers are {', '.join(names)}"
         )
-    return names.index(choice)
+    return set(names[names.index(choice) :])
+
+
+def _matching(pattern: str, names: list[str]) -> set[str]:
+    try:
+        found = {name for name in names if re.search(pattern, name)}
+    except re.error as error:
+        raise UserError(
+            f"params.yaml, fine_tune.unfreeze: expected a regular expression after {PATTERN}, "
+            f"received {pattern!r}: {error}"
+        ) from None
+    if not found:
+        raise UserError(
+            f"params.yaml, fine_tune.unfreeze: expected a pattern that some layer's name has, "
+            f"received {pattern!r}; the layers are {', '.join(names)}"
+        )
+    return found
 
 
 def main() -> None:

@@ -2,14 +2,38 @@
 
 Reads:  data/features/{train,valid}/ — float16 features; models/backbone.keras; data/splits.csv —
         the training images' column of weights, where one is asked for.
+        data/features/layers.json — the layers of the backbone that the features are from.
 Writes: models/head.keras — images to calibrated probabilities.
-        plots/train_head/history.csv — one row an epoch: loss and accuracy of both splits.
+        plots/train_head/history.csv — one row an epoch: loss and accuracy of both splits; of the
+        solver lbfgs one row for each L2 strength.
 """
 
-from pydantic import field_validator
+from typing import Annotated, Literal
 
-from stages.common import heads, models, params, paths, shards, training, weights
+from pydantic import Field, PlainValidator, field_validator, model_validator
+
+from stages.common import (
+    blocks,
+    heads,
+    linear_probe,
+    models,
+    params,
+    paths,
+    shards,
+    tables,
+    training,
+    weights,
+)
 from stages.common.run import UserError, run, start_tensorflow
+
+HIDDEN_UNITS_ALLOWED = "a whole number of 1 or more, or a list of such"
+
+
+def _as_list(choice) -> list[int]:
+    units = choice if isinstance(choice, list) else [choice]
+    if not units or any(type(number) is not int or number < 1 for number in units):
+        raise ValueError(f"expected {HIDDEN_UNITS_ALLOWED}, received {choice!r}")
+    return units
 
 
 @params.params_dataclass
@@ -17,8 +41,13 @@ class TrainHeadParams(weights.WeightParams, training.TrainingParams):
     """Section `train_head`."""
 
     head: params.Text
-    hidden_units: params.PositiveInt
+    hidden_units: Annotated[
+        list[int], PlainValidator(_as_list), Field(description=HIDDEN_UNITS_ALLOWED)
+    ]
+    activation: Literal[heads.ACTIVATIONS]
+    batch_norm: params.Flag
     dropout: params.RateBelowOne
+    solver: Literal["gradient", "lbfgs"]
 
     @field_validator("head")
     @classmethod
@@ -29,6 +58,20 @@ class TrainHeadParams(weights.WeightParams, training.TrainingParams):
                 f"{params.nearest(name, heads.HEADS)}"
             )
         return name
+
+    @model_validator(mode="after")
+    def _head_bears_the_rest(self):
+        if self.solver == "lbfgs" and self.head != "linear":
+            raise ValueError(
+                f"solver: lbfgs solves the linear head only, received head: {self.head}; set head "
+                "to linear, or solver to gradient"
+            )
+        if self.head == "conv" and len(self.hidden_units) > 1:
+            raise ValueError(
+                f"hidden_units: the conv head has one hidden layer, received {self.hidden_units}; "
+                "give one number, or set head to dense"
+            )
+        return self
 
 
 def check_features(head: str, features: str) -> None:
@@ -63,6 +106,26 @@ def one_view(dataset, seed: int, first_batch: int = 0):
     return dataset.enumerate(first_batch).map(choose, num_parallel_calls=tf.data.AUTOTUNE)
 
 
+def solve(head, image_weights) -> float:
+    """Gives a linear head the weights of logistic regression; returns its temperature."""
+    weigh = None if image_weights is None else image_weights.function()
+    train = linear_probe.load(paths.FEATURES / "train", weigh)
+    valid = linear_probe.load(paths.FEATURES / "valid")
+    solution = linear_probe.solve(train, valid, head.output_shape[-1])
+    columns = list(solution.rows[0])
+    tables.write_csv(
+        paths.PLOTS / "train_head" / "history.csv",
+        columns,
+        [[row[name] for name in columns] for row in solution.rows],
+    )
+    head.get_layer("logits").set_weights([solution.kernel, solution.bias])
+    temperature = training.fit_temperature(
+        valid.features @ solution.kernel + solution.bias, valid.labels
+    )
+    print(f"temperature {temperature:.3f}")
+    return temperature
+
+
 def main() -> None:
     """Trains the head, fits its temperature and puts the whole classifier together."""
     parameters = params.load("train_head", TrainHeadParams)
@@ -78,18 +141,24 @@ def main() -> None:
         len(index.class_names),
         hidden_units=parameters.hidden_units,
         dropout=parameters.dropout,
+        activation=parameters.activation,
+        batch_norm=parameters.batch_norm,
     )
-    temperature = training.train(
-        "train_head",
-        head,
-        parameters,
-        data=paths.FEATURES,
-        seed=seed,
-        inputs=weights.files(parameters),
-        image_weights=image_weights,
-        prepare=lambda batches, first_batch: one_view(batches, seed, first_batch),
-    )
-    model = models.assemble(models.load(paths.BACKBONE), head, temperature)
+    if parameters.solver == "lbfgs":
+        temperature = solve(head, image_weights)
+    else:
+        temperature = training.train(
+            "train_head",
+            head,
+            parameters,
+            data=paths.FEATURES,
+            seed=seed,
+            inputs=weights.files(parameters),
+            image_weights=image_weights,
+            prepare=lambda batches, first_batch: one_view(batches, seed, first_batch),
+        )
+    backbone_model = models.at_layers(models.load(paths.BACKBONE), blocks.read_layers())
+    model = models.assemble(backbone_model, head, temperature)
     models.save(model, paths.HEAD)
     frozen = model.count_params() - head.count_params()
     print(f"{head.count_params():,} parameters trained, {frozen:,} frozen")

@@ -90,5 +90,5 @@ def test_views_are_the_features_of_the_symmetries(toy_backbone, images):
 def test_more_views_than_symmetries_are_refused():
     with pytest.raises(ValueError, match=r"expected at most 2.*received 3"):
         ExtractFeaturesParams(
-            features="pooled", views=3, augment=allowed(horizontal=True), batch_size=8
+            features="pooled", layers=None, views=3, augment=allowed(horizontal=True), batch_size=8
         )

@@ -1,8 +1,14 @@
 """Networks whose weights have a download host; here without weights, or without the host."""
 
+import json
+
+import keras
 import numpy as np
+import pytest
 
 from stages.common import backbones, heads, models
+from stages.common.run import UserError
+from tools import backbones as list_backbones
 
 
 def test_efficientnet_b0_is_whole_and_scales_inside():
@@ -13,7 +19,7 @@ def test_efficientnet_b0_is_whole_and_scales_inside():
     names = [layer.name for layer in backbone.layers]
     # A user names one of these in fine_tune.unfreeze.
     assert "block7a_expand_conv" in names
-    head = heads.build("conv", (2, 2, 1280), 10, hidden_units=8, dropout=0.2)
+    head = heads.build("conv", (2, 2, 1280), 10, hidden_units=[8], dropout=0.2)
     assert models.assemble(model, head).predict(images, verbose=0).shape == (2, 10)
 
 
@@ -41,3 +47,75 @@ def test_weights_that_cannot_be_reached_end_in_one_sentence(run_stage, tmp_path)
     assert "the weights of EfficientNetB0 can't be downloaded" in sentence
     assert "efficientnet_lite0" in sentence
     assert "Traceback" not in done.stderr
+
+
+# One of each family; the others differ in depth alone.
+FAMILIES = {
+    "efficientnet_b0": "efficientnet",
+    "efficientnet_v2_b0": "efficientnet_v2",
+    "convnext_tiny": "convnext",
+    "mobilenet_v3_small": "mobilenet_v3",
+    "mobilenet": "mobilenet",
+    "mobilenet_v2": "mobilenet_v2",
+    "xception": "xception",
+    "inception_v3": "inception_v3",
+    "inception_resnet_v2": "inception_resnet_v2",
+    "nasnet_mobile": "nasnet",
+    "resnet50_v2": "resnet_v2",
+    "densenet121": "densenet",
+    "resnet50": "resnet",
+    "vgg16": "vgg16",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_familys_input_scaling_is_its_own_and_needs_none_of_our_code(name, tmp_path):
+    """Against keras.applications' preprocess_input and a network that is fed with that."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3)).astype(np.float32)
+    backbone = backbones.build(name, None, 96)
+    models.save(models.with_any_size(backbone), tmp_path / "backbone.keras")
+    loaded = keras.models.load_model(tmp_path / "backbone.keras", compile=False)
+    found = loaded.predict(images, verbose=0)
+
+    constructor = backbones.BACKBONES[name].build.args[0]
+    plain = getattr(keras.applications, constructor)(
+        include_top=False, weights=None, input_shape=(96, 96, 3)
+    )
+    plain.set_weights(backbone.get_weights())
+    module = getattr(keras.applications, FAMILIES[name])
+    expected = plain.predict(module.preprocess_input(images.copy()), verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    keras.backend.clear_session()
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet121", "mobilenet_v3_small", "resnet50"])
+def test_the_tables_parameters_are_those_of_the_network(name):
+    row = backbones.BACKBONES[name]
+    whole = getattr(keras.applications, row.build.args[0])(weights=None)
+    assert whole.count_params() / 1e6 == pytest.approx(row.parameters, abs=0.06)
+    keras.backend.clear_session()
+
+
+def test_every_row_names_a_network_of_keras():
+    for name, row in backbones.BACKBONES.items():
+        if row.weights_from == backbones.KERAS:
+            assert hasattr(keras.applications, row.build.args[0]), name
+
+
+def test_an_image_size_that_is_too_small_is_refused():
+    with pytest.raises(UserError, match=r"image_size: too small for InceptionV3, received 32"):
+        backbones.build("inception_v3", None, 32)
+
+
+def test_the_list_is_filtered_and_read_by_programs(capsys):
+    list_backbones.main(["RESNET50", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"resnet50", "resnet50_v2"}
+    assert found["resnet50"]["imagenet_top_1_percent"] == 74.9
+    list_backbones.main([])
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1 + len(backbones.BACKBONES)
+    assert printed[1].split()[:3] == ["efficientnet_lite0", "224", "4.7"]
+    with pytest.raises(SystemExit):
+        list_backbones.main(["resnet49"])
+    assert "no network has 'resnet49' in its name; did you mean 'resnet" in capsys.readouterr().err

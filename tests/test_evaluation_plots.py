@@ -194,7 +194,7 @@ class Evaluation:
             "uint8",
             class_names,
         )
-        head = heads.build("linear", (16,), classes, hidden_units=1, dropout=0)
+        head = heads.build("linear", (16,), classes, hidden_units=[1], dropout=0)
         backbone = models.with_any_size(backbones.build("tiny", None, 32))
         self.model = models.assemble(backbone, head)
 

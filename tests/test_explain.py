@@ -21,7 +21,7 @@ def color_classifier(kind: str, logits, temperature: float = 1.0, conv_kernel=No
     backbone = keras.Model(inputs, means, name="backbone")
     logits = np.asarray(logits, np.float32)
     shape = (8, 8, 3) if kind == "conv" else (3,)
-    head = heads.build(kind, shape, logits.shape[1], hidden_units=3, dropout=0.0)
+    head = heads.build(kind, shape, logits.shape[1], hidden_units=[3], dropout=0.0)
     if kind == "linear":
         head.get_layer("logits").set_weights([logits, np.zeros(logits.shape[1])])
     else:
@@ -45,7 +45,7 @@ def painted(*squares) -> np.ndarray:
     return picture
 
 
-@pytest.mark.parametrize("kind", heads.HEADS)
+@pytest.mark.parametrize("kind", ["linear", "dense", "conv"])
 def test_heat_lies_where_the_evidence_was_put(kind):
     model = color_classifier(kind, [[1, 0], [0, 1], [0, 0]])
     # Evidence for the first class at the top left, for the second one at the bottom right, and
@@ -105,15 +105,12 @@ def test_batches_singles_and_a_reloaded_model_agree(toy_classifier, tmp_path, ki
     np.testing.assert_allclose(explain.heat_maps(loaded, images, classes, 1), together, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*backbones.BACKBONES, "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name", ["efficientnet_lite0", "efficientnet_b0", "resnet50", "convnext_tiny", "tiny"]
+)
 def test_the_last_feature_map_of_any_backbone_is_found(name):
-    if name == "mobilenet_v2":  # one that is in no table, as keras.applications builds it
-        backbone = keras.applications.MobileNetV2(
-            include_top=False, weights=None, input_shape=(64, 64, 3), alpha=0.35, name="backbone"
-        )
-    else:
-        backbone = backbones.build(name, None, 64)
-    head = heads.build("linear", (backbone.output_shape[-1],), 3, hidden_units=1, dropout=0)
+    backbone = backbones.build(name, None, 64)
+    head = heads.build("linear", (backbone.output_shape[-1],), 3, hidden_units=[1], dropout=0)
     model = models.assemble(models.with_any_size(backbone), head)
     image = np.random.default_rng(0).integers(0, 256, (1, 48, 64, 3), dtype=np.uint8)
     heat = explain.heat_maps(model, np.repeat(image, 3, axis=0), np.arange(3), 2)
@@ -126,7 +123,7 @@ def test_the_last_feature_map_of_any_backbone_is_found(name):
 def test_a_backbone_without_a_feature_map_is_refused():
     inputs = keras.Input((32, 32, 3))
     backbone = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs), name="backbone")
-    head = heads.build("linear", (3,), 2, hidden_units=1, dropout=0)
+    head = heads.build("linear", (3,), 2, hidden_units=[1], dropout=0)
     images = keras.Input((None, None, 3), name="images")
     resized = keras.layers.Resizing(32, 32, name="resize")(images)
     model = keras.Model(images, head(backbone(resized)))

@@ -92,7 +92,7 @@ def test_layer_table_lists_every_layer_with_its_phases(toy_classifier, tmp_path)
 def test_the_tutorials_head_is_built_as_it_stands_there(toy_classifier):
     from stages.common import heads
 
-    head = heads.build("conv", (7, 7, 1280), 10, hidden_units=512, dropout=0.2)
+    head = heads.build("conv", (7, 7, 1280), 10, hidden_units=[512], dropout=0.2)
     kinds = [type(layer).__name__ for layer in head.layers[1:]]
     assert kinds == [
         "Conv2D",

@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 
 from stages.common import augment, models, shards, training
 from stages.common.run import UserError
-from stages.fine_tune import first_unfrozen, unfreeze
+from stages.fine_tune import unfreeze, unfrozen_layers
 from stages.train_head import one_view
 from tests.test_params import error_of
 
@@ -340,6 +340,34 @@ def test_a_step_changes_the_unfrozen_layers_and_no_batch_norm_statistics(
 
 def test_unknown_layer_names_the_candidates():
     with pytest.raises(UserError, match=r"'block1_conf'.*did you mean 'block1_conv'.*stem"):
-        first_unfrozen("block1_conf", ["stem", "block1_conv"])
+        unfrozen_layers("block1_conf", ["stem", "block1_conv"], {})
     with pytest.raises(UserError, match=r"expected 0 to 2.*received 3"):
-        first_unfrozen(3, ["stem", "block1_conv"])
+        unfrozen_layers(3, ["stem", "block1_conv"], {})
+
+
+UNFROZEN = {
+    "block1": ["block1_conv", "block1_relu"],
+    "block0_norm": ["block0_norm", "block0_relu", "block1_conv", "block1_relu"],
+    "regex:_conv$": ["block0_conv", "block1_conv"],
+    2: ["block1_conv", "block1_relu"],
+}
+
+
+@pytest.mark.parametrize("choice", UNFROZEN)
+def test_layers_are_unfrozen_by_block_by_name_by_pattern_and_by_number(choice):
+    names = ["block0_conv", "block0_norm", "block0_relu", "block1_conv", "block1_relu"]
+    of_block = {"block0": names[:3], "block1": names[3:]}
+    assert unfrozen_layers(choice, names, of_block) == set(UNFROZEN[choice])
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("regex:(", "expected a regular expression after regex:, received '\\('"),
+        ("regex:top", "a pattern that some layer's name has, received 'top'; the layers are stem"),
+        ("blok1", "did you mean 'block1'.*the blocks are block1; the layers are stem"),
+    ],
+)
+def test_a_choice_that_unfreezes_nothing_is_refused(choice, message):
+    with pytest.raises(UserError, match=message):
+        unfrozen_layers(choice, ["stem", "block1_conv"], {"block1": ["block1_conv"]})

@@ -13,7 +13,18 @@ from scipy.special import log_softmax
 from sklearn.utils.class_weight import compute_class_weight
 
 from stages import fine_tune, train_head
-from stages.common import backbones, heads, models, params, paths, shards, splits, training, weights
+from stages.common import (
+    backbones,
+    blocks,
+    heads,
+    models,
+    params,
+    paths,
+    shards,
+    splits,
+    training,
+    weights,
+)
 from stages.common.run import UserError
 from tests.conftest import ROOT
 from tests.test_params import error_of
@@ -359,6 +370,7 @@ def project(tmp_path, monkeypatch, toy_backbone):
             shards.write_all(folder / split, records, str(arrays.dtype), names)
     write_splits([(f"train {n}", names[label], int(label)) for n, label in enumerate(labels)])
     models.save(toy_backbone, paths.BACKBONE)
+    blocks.write_layers([])
     quick = {"batch_size": 8, "epochs": 6, "learning_rate": 0.1, "early_stopping_patience": None}
     content = params.read(ROOT / "params.yaml")
     for section in ("train_head", "fine_tune"):
@@ -396,7 +408,7 @@ def test_both_stages_use_class_weights_and_sample_weights(project, stage):
 
 def new_classifier():
     keras.utils.set_random_seed(0)
-    head = heads.build("linear", (16,), 2, hidden_units=1, dropout=0.0)
+    head = heads.build("linear", (16,), 2, hidden_units=[1], dropout=0.0)
     return models.assemble(models.with_any_size(backbones.build("tiny", None, 32)), head)
 
 

@@ -10,8 +10,9 @@ MOST_OPAQUE = 0.6  # of the colour over the picture, where the heat is 1
 def heat_maps(model, images: np.ndarray, classes: np.ndarray, batch_size: int) -> np.ndarray:
     """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) of one class for each picture.
 
-    The feature map is the output of the classifier's layer `backbone`, whatever network that is;
-    the score is the class's logit before the temperature.
+    The feature map is the output of the classifier's layer `backbone`, whatever network that is; of
+    several, the last, so that what the others say of the class is not in the picture. The score is
+    the class's logit before the temperature.
 
     Args:
         model: a classifier from `models.assemble`.
@@ -30,18 +31,21 @@ def heat_maps(model, images: np.ndarray, classes: np.ndarray, batch_size: int) -
 
     resize, backbone, head = (model.get_layer(name) for name in ("resize", "backbone", "head"))
     pool = [layer for layer in model.layers if layer.name == "pool"]
-    if len(backbone.output_shape) != 4:
+    several = isinstance(backbone.output, list)
+    shape = (backbone.output[-1] if several else backbone.output).shape
+    if len(shape) != 4:
         raise ValueError(
             "Grad-CAM needs a backbone whose output is (batch, rows, columns, channels), received "
-            f"{backbone.output_shape}"
+            f"{tuple(shape)}"
         )
 
     @tf.function(reduce_retracing=True)
     def of_batch(images, classes):
-        feature_map = backbone(resize(tf.cast(images, tf.float32)), training=False)
+        feature_maps = backbone(resize(tf.cast(images, tf.float32)), training=False)
+        feature_map = feature_maps[-1] if several else feature_maps
         with tf.GradientTape() as tape:
             tape.watch(feature_map)
-            features = feature_map
+            features = [*feature_maps[:-1], feature_map] if several else feature_map
             for layer in pool:
                 features = layer(features)
             scores = tf.gather(head(features, training=False), classes, axis=1, batch_dims=1)
@@ -59,7 +63,7 @@ def heat_maps(model, images: np.ndarray, classes: np.ndarray, batch_size: int) -
         ).numpy()
         for start in starts
     ]
-    return np.concatenate(maps) if maps else np.zeros((0, *backbone.output_shape[1:3]), np.float32)
+    return np.concatenate(maps) if maps else np.zeros((0, *shape[1:3]), np.float32)
 
 
 def overlay(picture: np.ndarray, heat_map: np.ndarray) -> np.ndarray:

@@ -4,22 +4,38 @@ from collections.abc import Sequence
 
 # Heads that look at the feature map itself; the others take what global pooling leaves of it.
 MAP_HEADS = ("conv",)
-HEADS = ("linear", "dense", "conv")
+HEADS = ("linear", "dense", "conv", "cosine")
+ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
+# What a cosine is multiplied by before training (Wang et al. 2018, CosFace, has 30 to 64 for faces
+# in thousands of classes): few classes need less to be sure.
+FIRST_COSINE_SCALE = 16.0
 
 
 def build(
-    kind: str, feature_shape: Sequence[int], classes: int, *, hidden_units: int, dropout: float
+    kind: str,
+    feature_shape: Sequence[int],
+    classes: int,
+    *,
+    hidden_units: Sequence[int],
+    dropout: float,
+    activation: str = "relu",
+    batch_norm: bool = False,
 ):
     """A model named 'head' from features to logits.
 
     Args:
-        kind: 'linear': one dense layer. 'dense': dropout, a hidden layer with ReLU, dropout, dense
-            layer. 'conv': the tutorial's, 7 filters of 7 by 7 on the feature map, BatchNorm,
-            global average pooling, dropout, flatten, a hidden ReLU layer.
+        kind: 'linear': one dense layer. 'dense': dropout, then for each number of hidden units a
+            dense layer, BatchNorm where asked for, its activation and dropout; then a dense layer.
+            'conv': the tutorial's, 7 filters of 7 by 7 on the feature map, BatchNorm, global
+            average pooling, dropout, flatten, one hidden layer. 'cosine': the cosine between the
+            features and one learned direction a class, times one learned number (Gidaris and
+            Komodakis 2018, equation 5).
         feature_shape: (channels,) or (height, width, channels).
         classes: number of logits.
-        hidden_units: of the hidden layer; a linear head has none.
-        dropout: rate from 0 to below 1; a linear head has none.
+        hidden_units: of the hidden layers, one number for 'conv'; the others have none.
+        dropout: rate from 0 to below 1, of 'dense' and 'conv'.
+        activation: of the hidden layers, one of `ACTIVATIONS`.
+        batch_norm: whether 'dense' normalises its hidden layers.
 
     Returns:
         A keras.Model (batch, *feature_shape) to (batch, classes), float32.
@@ -33,8 +49,15 @@ def build(
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)
     if kind == "dense":
         x = layers.Dropout(dropout, name="head_input_dropout")(x)
-        x = layers.Dense(hidden_units, activation="relu", name="head_hidden")(x)
-        x = layers.Dropout(dropout, name="head_dropout")(x)
+        for number, units in enumerate(hidden_units):
+            suffix = f"_{number}" if number else ""
+            if batch_norm:
+                x = layers.Dense(units, use_bias=False, name=f"head_hidden{suffix}")(x)
+                x = layers.BatchNormalization(name=f"head_norm{suffix}")(x)
+                x = layers.Activation(activation, name=f"head_activation{suffix}")(x)
+            else:
+                x = layers.Dense(units, activation=activation, name=f"head_hidden{suffix}")(x)
+            x = layers.Dropout(dropout, name=f"head_dropout{suffix}")(x)
     elif kind == "conv":
         # The tutorial's Conv2D pads nothing: on a 7 by 7 map one number a filter is left.
         # A smaller map is padded, so that the head fits every backbone and image size.
@@ -44,6 +67,35 @@ def build(
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)
         x = layers.Dropout(dropout, name="head_dropout")(x)
         x = layers.Flatten(name="head_flatten")(x)
-        x = layers.Dense(hidden_units, activation="relu", name="head_hidden")(x)
+        x = layers.Dense(hidden_units[0], activation=activation, name="head_hidden")(x)
+    elif kind == "cosine":
+        return keras.Model(features, _cosine_logits(x, classes), name="head")
     logits = layers.Dense(classes, dtype="float32", name="logits")(x)
     return keras.Model(features, logits, name="head")
+
+
+def _cosine_logits(features, classes: int):
+    """Layers of Keras alone, so that the saved file needs no code of ours."""
+    import keras
+    from keras import layers
+
+    unit = keras.constraints.UnitNorm(axis=0)
+    directions = layers.Dense(
+        classes,
+        use_bias=False,
+        kernel_initializer="orthogonal",  # columns of length 1 where there are enough features
+        kernel_constraint=unit,
+        dtype="float32",
+        name="head_directions",
+    )
+    cosines = directions(layers.UnitNormalization(name="head_unit_length")(features))
+    directions.kernel.assign(unit(directions.kernel))
+    # One number that all logits are multiplied by: a dense layer from one number to one.
+    scaled = layers.Dense(
+        1,
+        use_bias=False,
+        kernel_initializer=keras.initializers.Constant(FIRST_COSINE_SCALE),
+        dtype="float32",
+        name="head_scale",
+    )(layers.Reshape((classes, 1), name="head_column")(cosines))
+    return layers.Reshape((classes,), dtype="float32", name="logits")(scaled)

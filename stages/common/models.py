@@ -5,12 +5,15 @@ loads with plain `keras.models.load_model`. Its layers, by name:
 
     images → resize → backbone → [pool] → head → temperature → probabilities
 
+Of a backbone that is read at several layers, `pool` pools each and joins what comes out.
+
 `backbone` and `head` are models of their own, so that their layers can be reached.
 """
 
 import json
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 # The oldest date that a zip file can hold.
@@ -37,11 +40,51 @@ def with_any_size(backbone):
     return keras.Model(images, backbone(resized), name="backbone_any_size")
 
 
+def at_layers(backbone_model, names: Sequence[str]):
+    """The same backbone, ending where the named layers do; what comes later is dropped.
+
+    Args:
+        backbone_model: what `with_any_size` gave.
+        names: of layers inside, whose outputs are feature maps; none: the backbone as it is.
+
+    Returns:
+        A keras.Model like that of `with_any_size`; of several layers, a list of feature maps.
+    """
+    import keras
+
+    if not names:
+        return backbone_model
+    backbone = backbone_model.get_layer("backbone")
+    outputs = [backbone.get_layer(name).output for name in names]
+    cut = keras.Model(backbone.input, outputs if len(names) > 1 else outputs[0], name="backbone")
+    resized = backbone_model.get_layer("resize").output
+    return keras.Model(backbone_model.input, cut(resized), name="backbone_any_size")
+
+
+def pooling(feature_maps):
+    """The layer `pool`: global averages (batch, channels) of one feature map, or of several joined.
+
+    Args:
+        feature_maps: a symbolic tensor (batch, height, width, channels), or a list of them.
+    """
+    import keras
+    from keras import layers
+
+    if not isinstance(feature_maps, list):
+        return layers.GlobalAveragePooling2D(name="pool")
+    inputs = [keras.Input(feature_map.shape[1:]) for feature_map in feature_maps]
+    pooled = [
+        layers.GlobalAveragePooling2D(name=f"pool_{number}")(one)
+        for number, one in enumerate(inputs)
+    ]
+    return keras.Model(inputs, layers.Concatenate(name="pooled")(pooled), name="pool")
+
+
 def assemble(backbone_model, head, temperature: float = 1.0):
     """A whole classifier.
 
     Args:
-        backbone_model: what `with_any_size` gave.
+        backbone_model: what `with_any_size` or `at_layers` gave.
         head: a keras.Model named 'head' from pooled features (batch, channels) or feature maps
             (batch, height, width, channels) to logits (batch, classes).
         temperature: by which logits are divided before the softmax (Guo et al. 2017).
@@ -49,11 +92,9 @@ def assemble(backbone_model, head, temperature: float = 1.0):
     Returns:
         A keras.Model from images to probabilities (batch, classes), float32.
     """
-    import keras
-
     features = backbone_model.output
     if len(head.input_shape) == 2:
-        features = keras.layers.GlobalAveragePooling2D(name="pool")(features)
+        features = pooling(features)(features)
     return _with_probabilities(backbone_model.input, head(features), temperature)
 
 

@@ -137,7 +137,11 @@ def facts(evidence: Evidence) -> list[tuple[str, list[str]]]:
     params, source = evidence.params, evidence.source
     metrics = evidence.models["fine_tuned"].metrics
     backbone, head, fine_tune = (params[k] for k in ("backbone", "train_head", "fine_tune"))
-    hidden = f" with {number(head['hidden_units'])} hidden units" if head["head"] == "dense" else ""
+    hidden = ""
+    if head["head"] == "dense":
+        units = head["hidden_units"]
+        listed = units if isinstance(units, list) else [units]
+        hidden = f" with {' and '.join(number(count) for count in listed)} hidden units"
     trained = {model: wording.large(total) for model, total in evidence.trainable.items()}
     lines = [
         (

@@ -1,0 +1,76 @@
+"""Blocks of networks: whole, in order, and such that a network can be cut behind each."""
+
+import keras
+import pytest
+
+from stages.common import backbones, blocks
+from stages.common.run import UserError
+
+FAMILIES = {
+    "EfficientNetB0": (18, "block3a", 40),
+    "EfficientNetV2B0": (23, "block3a", 48),
+    "ResNet50": (17, "conv3_block1", 512),
+    "ResNet50V2": (18, "conv3_block1", 512),
+    "VGG16": (5, "block3", 256),
+    "Xception": (14, "block4", 728),
+    "InceptionV3": (11, "mixed3", 768),
+    "DenseNet121": (63, "conv2_block6", 256),
+    "MobileNet": (14, "conv_13", 1024),
+    "MobileNetV2": (19, "block_16", 320),
+    "MobileNetV3Small": (13, "expanded_conv_10", 96),
+    "ConvNeXtTiny": (20, "stage_3_block_2", 768),
+}
+
+
+def cut_points(model) -> set[str]:
+    """Layers behind which nothing reads what came before them."""
+    position = {layer.name: number for number, layer in enumerate(model.layers)}
+    last_reader: dict[str, int] = {}
+    for layer in model.layers:
+        for node in layer._inbound_nodes:
+            for parent in node.parent_nodes:
+                name = parent.operation.name
+                last_reader[name] = max(last_reader.get(name, 0), position[layer.name])
+    found, reach = set(), 0
+    for number, layer in enumerate(model.layers):
+        if reach <= number:
+            found.add(layer.name)
+        reach = max(reach, last_reader.get(layer.name, number))
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_of_a_family_are_whole(family):
+    count, name, channels = FAMILIES[family]
+    model = getattr(keras.applications, family)(
+        include_top=False, weights=None, input_shape=(96, 96, 3)
+    )
+    found = blocks.blocks(model)
+    assert len(found) == count
+    assert model.get_layer(blocks.outputs(model)[name]).output.shape[-1] == channels
+    names = [layer for layers in found.values() for layer in layers]
+    assert sorted(names) == sorted(layer.name for layer in model.layers[1:])
+    assert set(blocks.outputs(model).values()) <= cut_points(model)
+    keras.backend.clear_session()
+
+
+def test_a_network_whose_names_tell_nothing_has_a_block_for_each_layer_with_weights():
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Rescaling(1 / 255, name="scale")(inputs)
+    x = keras.layers.Conv2D(4, 3, name="first")(x)
+    x = keras.layers.ReLU(name="bend")(x)
+    x = keras.layers.Conv2D(4, 3, name="second")(x)
+    assert blocks.blocks(keras.Model(inputs, x)) == {
+        "stem": ["scale"],
+        "first": ["first", "bend"],
+        "second": ["second"],
+    }
+
+
+def test_names_of_blocks_and_layers_are_resolved():
+    backbone = backbones.build("tiny", None, 32)
+    assert blocks.resolve(backbone, None) == []
+    assert blocks.resolve(backbone, "all_blocks") == ["block0_relu", "block1_relu"]
+    assert blocks.resolve(backbone, ["block1", "block0_conv"]) == ["block1_relu", "block0_conv"]
+    with pytest.raises(UserError, match=r"'blok1'; did you mean 'block1'.*blocks are stem, block0"):
+        blocks.resolve(backbone, ["blok1"])

@@ -1,0 +1,19 @@
+"""The page of experiments says what the CSV files beside it say."""
+
+from pathlib import Path
+
+from tools import experiment_tables
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_means_and_spreads_are_over_seeds():
+    text = "data,layers,head,seed,features,loss\nd,l,h,0,8,0.25\nd,l,h,1,8,0.75\nd,l,k,0,8,0.5\n"
+    lines = experiment_tables.table(text).splitlines()
+    assert lines[2:] == ["| d | l | h | 8 | 2 | 0.500 ± 0.354 |", "| d | l | k | 8 | 1 | 0.500 |"]
+
+
+def test_the_committed_page_is_made_from_the_committed_results():
+    page = (ROOT / experiment_tables.PAGE).read_text(encoding="utf-8")
+    assert experiment_tables.filled(page, ROOT / experiment_tables.FOLDER) == page
+    assert "| solar cells | all blocks |" in page

@@ -1,0 +1,52 @@
+"""Puts the tables of docs/experiments.md together from docs/experiments/*.csv.
+
+Each table stands between `<!-- table: NAME -->` and `<!-- end -->`: a row for each setting, the
+means over its seeds and, of several, their standard deviation.
+"""
+
+import csv
+import re
+import statistics
+from pathlib import Path
+
+FOLDER = Path("docs/experiments")
+PAGE = Path("docs/experiments.md")
+SETTING, SEED = ("data", "layers", "head", "features"), "seed"
+
+
+def table(text: str) -> str:
+    """Markdown of one CSV file."""
+    rows = list(csv.DictReader(text.splitlines()))
+    metrics = [name for name in rows[0] if name not in (*SETTING, SEED)]
+    settings: dict[tuple, list[dict]] = {}
+    for row in rows:
+        settings.setdefault(tuple(row[name] for name in SETTING), []).append(row)
+    header = [*SETTING, "seeds", *(name.replace("_", " ") for name in metrics)]
+    lines = [header, ["---"] * len(header)] + [
+        [
+            *setting,
+            str(len(found)),
+            *(_spread([float(row[name]) for row in found]) for name in metrics),
+        ]
+        for setting, found in settings.items()
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
+
+
+def filled(page: str, folder: Path = FOLDER) -> str:
+    """The page with its tables made anew."""
+
+    def replace(match: re.Match) -> str:
+        made = table((folder / f"{match[1]}.csv").read_text(encoding="utf-8"))
+        return f"<!-- table: {match[1]} -->\n\n{made}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", replace, page, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
