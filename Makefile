@@ -5,14 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := requirements$(if $(GPU),-gpu).txt
 INSTALLED := $(VENV)/installed$(if $(GPU),-gpu)
+# What only some want. Extras join .venv; what bears no company has an environment of its own.
+APART := beam demo
+EXTRAS := $(filter-out gpu $(APART),$(patsubst requirements-%.in,%,$(wildcard requirements-*.in)))
+COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	--no-emit-index-url --no-emit-find-links
 # Stages are `python -m …`: this environment's python must be the first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro data test lint format preset lock clean
+.PHONY: help setup extra repro data test test-all lint format preset lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' Makefile
 
 setup: $(INSTALLED) ## make .venv with the pinned requirements (GPU=1: with CUDA libraries)
 
@@ -22,6 +27,20 @@ $(INSTALLED): $(REQUIREMENTS)
 		"name another by 'make PYTHON=python3.12 …'" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	touch $@
+
+extra: setup ## install optional packages: make extra NAME=export (or keras-hub, s3)
+	@test -n "$(filter $(NAME),$(EXTRAS))" || \
+		{ echo "error: expected NAME to be one of $(EXTRAS), received '$(NAME)'" >&2; exit 1; }
+	$(MAKE) $(VENV)/extra-$(NAME)
+
+$(VENV)/extra-%: requirements-%.txt $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+$(VENV)-%/installed: requirements-%.txt
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 repro: setup ## run the pipeline, then show the test metrics (GPU=1: on a GPU)
@@ -36,6 +55,9 @@ data: setup ## fetch and split only, then say what is in the data and what to do
 test: setup ## run the tests
 	python -m pytest
 
+test-all: $(EXTRAS:%=$(VENV)/extra-%) $(APART:%=$(VENV)-%/installed) ## run what `make test` leaves out: slow, or of an extra
+	python -m pytest -m slow
+
 lint: setup ## check style and format
 	ruff check .
 	ruff format --check .
@@ -47,13 +69,16 @@ format: setup ## mend style and format
 preset: setup ## write presets/NAME.yaml into params.yaml: make preset NAME=cifar10
 	python -m tools.preset $(NAME)
 
-lock: ## resolve requirements.in anew
+lock: ## resolve requirements*.in anew
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet uv
-	$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
-		--no-emit-find-links requirements.in -o requirements.txt
-	$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
-		--no-emit-find-links requirements-gpu.in -o requirements-gpu.txt
+	$(COMPILE) requirements.in -o requirements.txt
+	$(COMPILE) requirements-gpu.in -o requirements-gpu.txt
+	$(foreach name,$(APART),$(COMPILE) requirements-$(name).in -o requirements-$(name).txt;)
+	@# All extras fit into one environment: they are resolved together, then parted.
+	$(COMPILE) $(EXTRAS:%=requirements-%.in) -o $(VENV)-lock/extras.txt
+	$(foreach extra,$(EXTRAS),$(COMPILE) -c $(VENV)-lock/extras.txt requirements-$(extra).in \
+		-o requirements-$(extra).txt;)
 
-clean: ## remove .venv; data, models and the cache stay
-	rm -rf $(VENV) $(VENV)-lock
+clean: ## remove .venv and its kin; data, models and the cache stay
+	rm -rf $(VENV) $(VENV)-*
