@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stages.common import (
+    augment,
     bootstrap,
     evaluation,
     metrics,
@@ -107,6 +108,19 @@ def measure(
     return result
 
 
+def averaged(model, symmetries: Sequence[augment.Symmetry]):
+    """A function from images and `training` to probabilities averaged over views of each image."""
+    from keras import ops
+
+    def probabilities(images, training=False):
+        views = [
+            model(augment.apply(images, symmetry), training=training) for symmetry in symmetries
+        ]
+        return ops.mean(ops.stack(views), axis=0) if len(views) > 1 else views[0]
+
+    return probabilities
+
+
 def main() -> None:
     """Predicts the test split and writes what was found."""
     name = sys.argv[1] if len(sys.argv) == 2 else ""
@@ -124,7 +138,12 @@ def main() -> None:
     model = models.load(MODELS[name])
     image_size = model.get_layer("resize").height
     batches = shards.batches(folder, parameters.batch_size, image_size=image_size)
-    probabilities, labels, ids = training.predict(model, batches, index.count, f"evaluate {name}")
+    probabilities, labels, ids = training.predict(
+        averaged(model, parameters.test_time_augment.symmetries),
+        batches,
+        index.count,
+        f"evaluate {name}",
+    )
     rows = evaluation.in_order(rows, ids)
     predictions_file = paths.PREDICTIONS / f"{name}.csv"
     predictions.write(predictions_file, ids, labels, probabilities, index.class_names)

@@ -8,13 +8,14 @@ Writes: models/fine_tuned.keras — images to calibrated probabilities.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
 from stages.common import (
-    augment,
     blocks,
+    image_augmentation,
     layer_table,
     models,
     params,
@@ -40,7 +41,10 @@ class FineTuneParams(weights.WeightParams, training.TrainingParams):
         ),
     ]
     batch_norm_trainable: params.Flag
-    augment: augment.AugmentParams
+    layer_decay: Annotated[
+        float, Field(gt=0, le=1, description="a number above 0, up to 1 (one rate for all layers)")
+    ]
+    augment: image_augmentation.ImageAugmentationParams
 
 
 def unfreeze(model, choice: int | str, batch_norm_trainable: bool) -> None:
@@ -109,6 +113,27 @@ def unfrozen_layers(
     return set(names[names.index(choice) :])
 
 
+def rate_factors(variables: Sequence, backbone, decay: float) -> list[float]:
+    """By what the learning rate of each variable is multiplied: less the deeper its layer lies.
+
+    1 for the head, `decay` for the last block of the backbone, `decay`² for the one before it, and
+    so on, as in ELECTRA and BEiT (Clark et al. 2020; Bao et al. 2022), by block, not by layer.
+
+    Args:
+        variables: those that train.
+        backbone: the network inside the classifier.
+        decay: above 0, at most 1.
+    """
+    of_block = list(blocks.blocks(backbone).values())
+    depth_of = {
+        id(variable): len(of_block) - number
+        for number, layers in enumerate(of_block)
+        for name in layers
+        for variable in backbone.get_layer(name).variables
+    }
+    return [decay ** depth_of.get(id(variable), 0) for variable in variables]
+
+
 def _matching(pattern: str, names: list[str]) -> set[str]:
     try:
         found = {name for name in names if re.search(pattern, name)}
@@ -142,16 +167,24 @@ def main() -> None:
     # Squares keep their size, all else comes as squares: quarter turns need them.
     square = index.shape is not None and index.shape[0] == index.shape[1]
     image_shape = index.shape if square else [image_size, image_size, 3]
-    augmentation = augment.random_symmetry_layer(parameters.augment.symmetries, seed)
+    trained = models.training_model(
+        model,
+        image_augmentation.augmentation_layer(parameters.augment, seed),
+        image_shape,
+        image_augmentation.mixture_layer(parameters.augment, seed),
+    )
     temperature = training.train(
         "fine_tune",
-        models.training_model(model, augmentation, image_shape),
+        trained,
         parameters,
         data=paths.IMAGES,
         seed=seed,
         inputs=[paths.HEAD, *weights.files(parameters)],
         image_weights=image_weights,
         image_size=image_size,
+        rate_factors=rate_factors(
+            trained.trainable_variables, model.get_layer("backbone"), parameters.layer_decay
+        ),
     )
     models.save(models.with_temperature(model, temperature), paths.FINE_TUNED)
 

@@ -8,6 +8,8 @@ from stages.common import predictions, splits
 from stages.common.predictions import Predictions
 from stages.common.run import UserError
 
+AS_IT_IS = "{horizontal_flip: false, vertical_flip: false, quarter_turns: false}"
+
 
 def table(ids="abcd", labels=(0, 0, 1, 1), names=("cat", "dog"), of_dog=(0.1, 0.8, 0.6, 0.3)):
     dog = np.array(of_dog)
@@ -101,6 +103,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(
         "evaluate:\n  batch_size: 4\n  bootstrap_samples: 100\n  weight_column: null\n"
         "  slice_columns: null\n"
+        f"  test_time_augment: {AS_IT_IS}\n"
     )
     (tmp_path / "data").mkdir()
     rows = [

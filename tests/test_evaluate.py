@@ -10,10 +10,11 @@ from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
 
 from stages import evaluate
-from stages.common import evaluation, model_cost, models, params, paths, shards, splits
+from stages.common import augment, evaluation, model_cost, models, params, paths, shards, splits
 from stages.common.run import UserError
 
 NAMES = ["blue", "green", "red"]
+AS_IT_IS = {"horizontal_flip": False, "vertical_flip": False, "quarter_turns": False}
 RESAMPLES = 100
 
 
@@ -31,6 +32,7 @@ def project(tmp_path, monkeypatch, toy_classifier):
     (tmp_path / "params.yaml").write_text(
         f"evaluate:\n  batch_size: 8\n  bootstrap_samples: {RESAMPLES}\n  weight_column: score\n"
         "  slice_columns: null\n"
+        f"  test_time_augment: {json.dumps(AS_IT_IS)}\n"
     )
     models.save(toy_classifier("linear", temperature=0.4), paths.HEAD)
     random = np.random.default_rng(0)
@@ -290,6 +292,7 @@ def test_impossible_params_are_refused(key, value, message):
         "bootstrap_samples": 100,
         "weight_column": None,
         "slice_columns": None,
+        "test_time_augment": AS_IT_IS,
         key: value,
     }
     with pytest.raises(UserError, match=message):
@@ -342,3 +345,14 @@ def test_values_become_readable_names():
     # Shortened, these would be one; version 1.10 is not version 1.1.
     for values in (["0.33333", "0.33334"], ["1.10", "1.1"]):
         assert evaluation.members_by_value(values) == {values[0]: [0], values[1]: [1]}
+
+
+def test_views_of_an_image_are_averaged(toy_classifier):
+    model = toy_classifier("linear")
+    images = np.random.default_rng(0).integers(0, 256, (6, 40, 30, 3)).astype("float32")
+    both = evaluate.averaged(model, [augment.IDENTITY, augment.LEFT_RIGHT])(images)
+    expected = (model(images) + model(images[:, :, ::-1])) / 2
+    np.testing.assert_allclose(both, expected, rtol=1e-5)
+    np.testing.assert_array_equal(
+        evaluate.averaged(model, [augment.IDENTITY])(images), model(images)
+    )

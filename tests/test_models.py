@@ -120,3 +120,13 @@ def test_training_model_out_of_training_gives_the_classifiers_logits(toy_classif
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("head", ["dense", "conv"])
+def test_a_plain_call_is_no_training(toy_classifier, images, head, tmp_path):
+    models.save(toy_classifier(head), tmp_path / "model.keras")
+    model = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    images = images.astype("float32")
+    np.testing.assert_allclose(
+        model(images), model.predict(images, verbose=0), rtol=1e-5, atol=1e-6
+    )

@@ -234,7 +234,8 @@ def test_a_value_in_a_nested_section():
 def test_an_unknown_key_in_a_nested_section_is_answered_with_that_sections_keys():
     assert error_of("fine_tune", {"augment.horizontal_flips": True}) == (
         "params.yaml, fine_tune.augment.horizontal_flips: unknown key; allowed are "
-        "horizontal_flip, quarter_turns, vertical_flip; did you mean 'horizontal_flip' or "
+        "crop_area, cutmix, erasing, horizontal_flip, mixup, quarter_turns, rand_augment, shift, "
+        "vertical_flip; did you mean 'horizontal_flip' or "
         "'vertical_flip'?"
     )
 

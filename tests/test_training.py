@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 
 from stages.common import augment, models, shards, training
 from stages.common.run import UserError
-from stages.fine_tune import unfreeze, unfrozen_layers
+from stages.fine_tune import rate_factors, unfreeze, unfrozen_layers
 from stages.train_head import one_view
 from tests.test_params import error_of
 
@@ -22,8 +22,10 @@ TRAINING = {
     "warmup_epochs": 0.0,
     "label_smoothing": 0.0,
     "clip_norm": None,
+    "average_decay": None,
     "batch_size": 8,
     "epochs": 4,
+    "seconds_budget": None,
     "early_stopping_patience": None,
 }
 
@@ -371,3 +373,76 @@ def test_layers_are_unfrozen_by_block_by_name_by_pattern_and_by_number(choice):
 def test_a_choice_that_unfreezes_nothing_is_refused(choice, message):
     with pytest.raises(UserError, match=message):
         unfrozen_layers(choice, ["stem", "block1_conv"], {"block1": ["block1_conv"]})
+
+
+def test_rates_fall_block_by_block_towards_the_input(toy_classifier):
+    model = toy_classifier("conv")
+    unfreeze(model, "all", True)
+    backbone = model.get_layer("backbone")
+    trained = models.training_model(model, keras.layers.Identity(), [32, 32, 3])
+    factors = rate_factors(trained.trainable_variables, backbone, 0.5)
+    names = [variable.path for variable in trained.trainable_variables]
+    of = {name: factors[[name in path for path in names].index(True)] for name in LAYER_FACTORS}
+    assert of == LAYER_FACTORS
+
+
+# The tiny network has two blocks; the head keeps the whole rate.
+LAYER_FACTORS = {"logits": 1.0, "block1_conv": 0.5, "block0_conv": 0.25}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_factor_scales_steps_and_weight_decay(optimizer):
+    given = parameters(optimizer=optimizer, weight_decay=0.5, learning_rate=0.1)
+    steps = []
+    for factors in (None, [0.1, 0.1]):
+        model = small_model()
+        training.compile_model(model, given, 4, factors)
+        before = model.get_weights()
+        model.train_on_batch(*two_blobs())
+        steps.append([new - old for new, old in zip(model.get_weights(), before, strict=True)])
+    for whole, tenth in zip(*steps, strict=True):
+        assert np.abs(whole).max() > 0
+        # The decay comes first and shrinks what the step starts from, not the step.
+        np.testing.assert_allclose(tenth, whole * 0.1, rtol=2e-2, atol=1e-7)
+
+
+def test_the_average_of_the_weights_is_validated_and_kept(tmp_path):
+    """An average by hand, of steps of a model without dropout, against the trained one."""
+    features, labels = two_blobs()
+    validation = tf.data.Dataset.from_tensor_slices((features, labels)).batch(8)
+    model = small_model()
+    history = fit(model, tmp_path / "a", average_decay=0.9, epochs=3)
+    # What is kept is what the last validation saw; the weights themselves are elsewhere.
+    assert model.evaluate(validation, verbose=0)[0] == pytest.approx(
+        history[-1]["val_loss"], rel=1e-5
+    )
+    plain = small_model()
+    plain_history = fit(plain, tmp_path / "b", epochs=3)
+    assert [row["loss"] for row in plain_history] == [row["loss"] for row in history]
+    # It lags behind: at a decay of 0.9 half of the way is made in some seven steps.
+    assert history[0]["val_loss"] > plain_history[0]["val_loss"]
+
+
+def test_an_average_goes_on_after_an_interruption(tmp_path):
+    data = tf.data.Dataset.from_tensor_slices(two_blobs()).batch(8)
+    given = parameters(average_decay=0.9, early_stopping_patience=3)
+    whole = small_model()
+    fit(whole, tmp_path / "whole", average_decay=0.9, early_stopping_patience=3)
+    broken = small_model()
+    training.compile_model(broken, given, 4)
+    with pytest.raises(ValueError, match="stopped"):
+        _fit_until_input_ends(broken, given, list(data.repeat(2)), data, tmp_path / "resumed")
+    resumed = small_model()
+    fit(resumed, tmp_path / "resumed", average_decay=0.9, early_stopping_patience=3)
+    for expected, actual in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(expected, actual)
+
+
+def test_a_budget_ends_training_and_brings_the_rate_down(tmp_path, monkeypatch):
+    seconds = iter(np.arange(0, 10_000, 0.5))
+    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(seconds)))
+    history = fit(small_model(), tmp_path, epochs=1000, schedule="cosine", seconds_budget=60.0)
+    assert 1 < len(history) < 100
+    rates = [row["learning_rate"] for row in history]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.01 * rates[0] < rates[0] <= 0.01

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from stages.common import params, splits
+from stages.common import augment, params, splits
 from stages.common.run import UserError
 
 FEWEST_VALUES, MOST_VALUES = 2, 10  # of a column, for slices that nobody asked for
@@ -27,6 +27,7 @@ class EvaluateParams:
         str | None,
         Field(min_length=1, description="null or a column of data/splits.csv"),
     ]
+    test_time_augment: augment.AugmentParams
     slice_columns: Annotated[
         list[params.Text] | None,
         Field(description="null (every column with 2 to 10 values) or a list of columns"),

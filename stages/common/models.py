@@ -7,7 +7,9 @@ loads with plain `keras.models.load_model`. Its layers, by name:
 
 Of a backbone that is read at several layers, `pool` pools each and joins what comes out.
 
-`backbone` and `head` are models of their own, so that their layers can be reached.
+`backbone` and `head` are models of their own, so that their layers can be reached. Both are called
+with `training=False`: without it, a plain `model(images)` would run BatchNorm and dropout as in
+training, since Keras' Resizing layer takes `training=True` for its default and passes it on.
 """
 
 import json
@@ -37,7 +39,7 @@ def with_any_size(backbone):
     resized = keras.layers.Resizing(
         image_size, image_size, interpolation="bilinear", antialias=True, name="resize"
     )(images)
-    return keras.Model(images, backbone(resized), name="backbone_any_size")
+    return keras.Model(images, backbone(resized, training=False), name="backbone_any_size")
 
 
 def at_layers(backbone_model, names: Sequence[str]):
@@ -58,7 +60,8 @@ def at_layers(backbone_model, names: Sequence[str]):
     outputs = [backbone.get_layer(name).output for name in names]
     cut = keras.Model(backbone.input, outputs if len(names) > 1 else outputs[0], name="backbone")
     resized = backbone_model.get_layer("resize").output
-    return keras.Model(backbone_model.input, cut(resized), name="backbone_any_size")
+    outputs = cut(resized, training=False)
+    return keras.Model(backbone_model.input, outputs, name="backbone_any_size")
 
 
 def pooling(feature_maps):
@@ -95,7 +98,8 @@ def assemble(backbone_model, head, temperature: float = 1.0):
     features = backbone_model.output
     if len(head.input_shape) == 2:
         features = pooling(features)(features)
-    return _with_probabilities(backbone_model.input, head(features), temperature)
+    logits = head(features, training=False)
+    return _with_probabilities(backbone_model.input, logits, temperature)
 
 
 def with_temperature(model, temperature: float):
@@ -123,7 +127,7 @@ def logits_of(model):
     return keras.Model(model.input, model.get_layer("temperature").input, name="logits")
 
 
-def training_model(model, augmentation, image_shape):
+def training_model(model, augmentation, image_shape, mixture=None):
     """The classifier as it trains, layers shared: augmentation in front, logits at the end.
 
     The backbone runs with `training=False` here, so that BatchNorm keeps its statistics whether or
@@ -134,6 +138,8 @@ def training_model(model, augmentation, image_shape):
         model: from `assemble`.
         augmentation: a layer from images to images that acts in training only.
         image_shape: [height, width, 3] of the training images.
+        mixture: a layer that mixes the images of a batch, and columns of numbers with them, see
+            image_augmentation.mixture_layer; None: images stay whole.
 
     Returns:
         A built keras.Model from images (batch, *image_shape), 0–255, to logits (batch, classes).
@@ -146,14 +152,20 @@ def training_model(model, augmentation, image_shape):
     class TrainingModel(keras.Model):
         def __init__(self):
             super().__init__(name="training")
-            self.augmentation = augmentation
+            self.augmentation, self.mixture = augmentation, mixture
             self.resize = model.get_layer("resize")
             self.backbone = model.get_layer("backbone")
             self.pool = pool
             self.head = model.get_layer("head")
 
+        def train_step(self, data):
+            images, labels, image_weights = keras.utils.unpack_x_y_sample_weight(data)
+            images = self.augmentation(images, training=True)
+            if self.mixture is not None:
+                images, labels, image_weights = _mixed(self.mixture, images, labels, image_weights)
+            return super().train_step((images, labels, image_weights))
+
         def call(self, images, training=False):
-            images = self.augmentation(images, training=training)
             # As the classifier's input does: a resize of bytes would round to bytes.
             resized = self.resize(ops.cast(images, "float32"))
             features = self.backbone(resized, training=False)
@@ -161,9 +173,31 @@ def training_model(model, augmentation, image_shape):
                 features = layer(features)
             return self.head(features, training=training)
 
+    for layer in (augmentation, mixture):
+        if layer is not None:
+            layer.build((None, *image_shape))
     trained = TrainingModel()
     trained(keras.Input(tuple(image_shape), name="training_images"))
     return trained
+
+
+def _mixed(mixture, images, labels, image_weights):
+    """One batch with its images mixed; each part keeps the weight of the image that it is from.
+
+    The loss is linear in labels times weight: these are mixed, and parted again.
+    """
+    from keras import ops
+
+    images = ops.cast(images, "float32")
+    if image_weights is None:
+        mixed = mixture({"images": images, "labels": labels}, training=True)
+        return mixed["images"], mixed["labels"], None
+    weights = ops.expand_dims(image_weights, -1)
+    columns = ops.concatenate([labels * weights, weights], axis=-1)
+    mixed = mixture({"images": images, "labels": columns}, training=True)
+    weights = mixed["labels"][:, -1:]
+    labels = ops.divide_no_nan(mixed["labels"][:, :-1], weights)
+    return mixed["images"], labels, ops.squeeze(weights, axis=-1)
 
 
 def leaf_layers(model):

@@ -1,7 +1,6 @@
 """What the two training stages share: optimizer, schedule, loss, history, backups, temperature."""
 
 import csv
-import functools
 import hashlib
 import math
 import os
@@ -34,8 +33,16 @@ class TrainingParams:
         float | None,
         Field(gt=0, allow_inf_nan=False, description="null (no limit) or a number above 0"),
     ]
+    average_decay: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="null (no average) or a number above 0 and below 1"),
+    ]
     batch_size: params.PositiveInt
     epochs: params.PositiveInt
+    seconds_budget: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="null (no limit) or a number above 0"),
+    ]
     early_stopping_patience: Annotated[
         int | None,
         Field(ge=1, description="null (train all epochs) or a whole number of epochs, 1 or more"),
@@ -50,16 +57,26 @@ class TrainingParams:
             )
         return self
 
+    @model_validator(mode="after")
+    def _schedule_fits_a_budget(self):
+        if self.seconds_budget and self.schedule == "inverse_time":
+            raise ValueError(
+                "schedule: expected constant or cosine with seconds_budget, received inverse_time, "
+                "whose rate follows from the number of steps alone"
+            )
+        return self
+
 
 def learning_rate(parameters: TrainingParams, steps_per_epoch: int):
     """A number, or a Keras schedule of the optimizer's step.
 
     `constant`; `inverse_time`: rate / (1 + decay_per_step × step), the tutorial's; `cosine`: linear
-    warm-up from 0 over `warmup_epochs`, then half a cosine down to 0 at the last step.
+    warm-up from 0 over `warmup_epochs`, then half a cosine down to 0 at the last step. With a
+    budget of seconds it is a number, which `_budget_callback` sets.
     """
     import keras
 
-    if parameters.schedule == "constant":
+    if parameters.schedule == "constant" or parameters.seconds_budget:
         return parameters.learning_rate
     if parameters.schedule == "inverse_time":
         return keras.optimizers.schedules.InverseTimeDecay(
@@ -77,24 +94,43 @@ def learning_rate(parameters: TrainingParams, steps_per_epoch: int):
     )
 
 
-def compile_model(model, parameters: TrainingParams, steps_per_epoch: int) -> None:
+def compile_model(
+    model,
+    parameters: TrainingParams,
+    steps_per_epoch: int,
+    rate_factors: Sequence[float] | None = None,
+) -> None:
     """Compiles a model that gives logits, for one-hot labels.
 
     Weight decay is decoupled, of 'sgd' as well as 'adamw', and leaves biases and BatchNorm alone
     (Loshchilov and Hutter 2019). `clip_norm` scales all gradients of a step down together where
-    their norm exceeds it (Pascanu et al. 2013).
+    their norm exceeds it (Pascanu et al. 2013). `average_decay` keeps a moving average of the
+    weights (Polyak and Juditsky 1992), which validation and the finished model use.
+
+    Args:
+        model: leaves compiled.
+        parameters: the stage's section.
+        steps_per_epoch: for the schedule.
+        rate_factors: by what the rate of each trainable variable is multiplied; None: 1.
     """
     import keras
 
     kinds = {
         "adam": keras.optimizers.Adam,
         "adamw": keras.optimizers.AdamW,
-        "sgd": functools.partial(keras.optimizers.SGD, momentum=0.9, nesterov=True),
+        "sgd": keras.optimizers.SGD,
     }
-    optimizer = kinds[parameters.optimizer](
+    momentum = {"momentum": 0.9, "nesterov": True} if parameters.optimizer == "sgd" else {}
+    kind = kinds[parameters.optimizer]
+    if rate_factors is not None and set(rate_factors) != {1.0}:
+        kind = _with_rate_factors(kind, rate_factors)
+    optimizer = kind(
         learning_rate(parameters, steps_per_epoch),
+        **momentum,
         weight_decay=parameters.weight_decay,
         global_clipnorm=parameters.clip_norm,
+        use_ema=parameters.average_decay is not None,
+        ema_momentum=parameters.average_decay or 0.99,  # the latter without effect
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(
@@ -105,6 +141,29 @@ def compile_model(model, parameters: TrainingParams, steps_per_epoch: int) -> No
         ),
         metrics=["accuracy"],  # takes every image once, whatever its weight
     )
+
+
+def _with_rate_factors(kind, rate_factors: Sequence[float]):
+    """An optimizer class whose steps and weight decay are multiplied, variable by variable.
+
+    Keras has MultiOptimizer, an optimizer for each part: it would clip the gradients of each part
+    by themselves.
+    """
+
+    class OptimizerWithRateFactors(kind):
+        def _factor(self, variable):
+            return rate_factors[self._get_variable_index(variable)]
+
+        def _apply_weight_decay(self, variables):
+            """Left to `update_step`, which has the rate of each variable."""
+
+        def update_step(self, gradient, variable, learning_rate):
+            rate = learning_rate * self._factor(variable)
+            if self.weight_decay and self._use_weight_decay(variable):
+                self.assign_sub(variable, variable * rate * self.weight_decay)
+            super().update_step(gradient, variable, rate)
+
+    return OptimizerWithRateFactors
 
 
 def with_one_hot(dataset, classes: int, weigh=None):
@@ -162,6 +221,7 @@ def train(
     inputs: Sequence[Path] = (),
     image_weights=None,
     image_size: int | None = None,
+    rate_factors: Sequence[float] | None = None,
     prepare=lambda batches, first_batch: batches,
 ) -> float:
     """Trains a model that gives logits, writes its learning curve and fits its temperature.
@@ -175,6 +235,7 @@ def train(
         inputs: files besides `data` on which the result depends; a run resumes with equal ones.
         image_weights: a weights.ImageWeights, for the training images only; None: all equal.
         image_size: see shards.batches.
+        rate_factors: see `compile_model`.
         prepare: from a dataset of (arrays, labels, ids) batches and the number of its first one,
             counted over all epochs, to the dataset that the model takes.
 
@@ -185,7 +246,7 @@ def train(
     classes = len(index.class_names)
     weigh = None if image_weights is None else image_weights.function()
     steps_per_epoch = -(-index.count // parameters.batch_size)
-    compile_model(model, parameters, steps_per_epoch)
+    compile_model(model, parameters, steps_per_epoch, rate_factors)
 
     def make_training_batches(first_epoch: int):
         batches = shards.training_batches(
@@ -246,10 +307,12 @@ def fit(
     first_epoch, latest = _latest_backup(backup)
     history = _History(backup / "history.csv", first_epoch)
     best = _BestWeights(backup / "best.weights.h5", parameters.early_stopping_patience, history)
+    budget = _Budget(backup / "seconds.txt", parameters)
+    averages = _average_callbacks() if parameters.average_decay is not None else []
     steps_per_epoch = -(-images_per_epoch // parameters.batch_size)
     if first_epoch:
         print(f"resumed after epoch {first_epoch} of {parameters.epochs}", flush=True)
-    if first_epoch < parameters.epochs and not best.exhausted:
+    if first_epoch < parameters.epochs and not best.exhausted and not budget.spent:
         model.fit(
             make_training_batches(first_epoch),
             epochs=parameters.epochs,
@@ -259,15 +322,21 @@ def fit(
             # complete when the backup was made.
             callbacks=[
                 _epoch_seeds_callback(),
+                *averages[:1],
                 history.callback(images_per_epoch, parameters.epochs),
                 best.callback(),
+                *averages[1:],
+                *budget.callbacks(steps_per_epoch),
                 _backup_callback(backup),
             ],
             shuffle=False,  # the batches come shuffled
             verbose=0,
         )
     elif first_epoch:
+        model.optimizer.build(model.trainable_variables)
         model.load_weights(latest / "latest.weights.h5")
+        # As Keras' fit does at its end: puts the average of the weights in their place.
+        model.optimizer.finalize_variable_values(model.trainable_variables)
     best.restore(model)
     shutil.rmtree(backup)
     return history.rows
@@ -320,6 +389,97 @@ def _epoch_seeds_callback():
                     variable.assign([seed, (epoch << 20) % 2**32])
 
     return EpochSeeds()
+
+
+def _average_callbacks() -> list:
+    """Two callbacks: put the average of the weights into the model for validation, and back again.
+
+    Between them stand those that see the weights that were validated: the best are kept of these.
+    Keras' SwapEMAWeights goes back before the epoch ends.
+    """
+    import keras
+
+    def swap(model):
+        optimizer = model.optimizer
+        for variable, average in zip(
+            model.trainable_variables, optimizer._model_variables_moving_average, strict=True
+        ):
+            current = variable.numpy()
+            variable.assign(average)
+            average.assign(current)
+
+    class UseAverage(keras.callbacks.Callback):
+        def on_test_begin(self, logs=None):
+            swap(self.model)
+
+    class GoOnFromCurrent(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            swap(self.model)
+
+    return [UseAverage(), GoOnFromCurrent()]
+
+
+class _Budget:
+    """The seconds that training may take, those before an interruption included.
+
+    The schedule is fitted to them: its position is the part of the budget that is used, or that of
+    the epochs where these end earlier. A clock decides when training ends, so that two runs
+    differ.
+    """
+
+    def __init__(self, path: Path, parameters: TrainingParams):
+        self._path, self._parameters = path, parameters
+        self.seconds = float(path.read_text()) if path.exists() else 0.0
+
+    @property
+    def spent(self) -> bool:
+        budget = self._parameters.seconds_budget
+        return budget is not None and self.seconds >= budget
+
+    def rate(self, steps_done: int, steps_per_epoch: int) -> float:
+        """The learning rate of the next step."""
+        parameters = self._parameters
+        if parameters.schedule == "constant":
+            return parameters.learning_rate
+        warmup_steps = round(parameters.warmup_epochs * steps_per_epoch)
+        if steps_done < warmup_steps:
+            return parameters.learning_rate * steps_done / warmup_steps
+        done = max(
+            steps_done / (parameters.epochs * steps_per_epoch),
+            self.seconds / parameters.seconds_budget,
+        )
+        return parameters.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    def callbacks(self, steps_per_epoch: int) -> list:
+        import keras
+
+        if self._parameters.seconds_budget is None:
+            return []
+        budget = self
+
+        class BudgetCallback(keras.callbacks.Callback):
+            def on_train_begin(self, logs=None):
+                self.started = time.perf_counter() - budget.seconds
+                self.steps = 0
+
+            def on_epoch_begin(self, epoch, logs=None):
+                self.steps = epoch * steps_per_epoch
+
+            def on_train_batch_begin(self, batch, logs=None):
+                self.model.optimizer.learning_rate = budget.rate(self.steps, steps_per_epoch)
+
+            def on_train_batch_end(self, batch, logs=None):
+                self.steps += 1
+                budget.seconds = time.perf_counter() - self.started
+                if budget.spent and not self.model.stop_training:
+                    self.model.stop_training = True
+                    print("stopped at the end of seconds_budget", flush=True)
+
+            def on_epoch_end(self, epoch, logs=None):
+                budget.seconds = time.perf_counter() - self.started
+                budget._path.write_text(f"{budget.seconds}")
+
+        return [BudgetCallback()]
 
 
 class _History:

@@ -1,0 +1,138 @@
+"""What fine-tuning does to its training images by chance: on the device, batch by batch.
+
+Flips and quarter turns are those of stages.common.augment. All else is off unless asked for, and
+is done by Keras layers where Keras has one.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from stages.common import augment, params
+
+LARGEST_STRETCH = 4 / 3  # of a crop's sides: the range of Inception's crops (Szegedy et al. 2015)
+
+Alpha = Annotated[
+    float, Field(ge=0, allow_inf_nan=False, description="0 (off) or a number above 0")
+]
+Fraction = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
+
+
+@params.params_dataclass
+class ImageAugmentationParams(augment.AugmentParams):
+    """Section `fine_tune.augment`."""
+
+    crop_area: Annotated[
+        float, Field(gt=0, le=1, description="a fraction above 0, up to 1 (no crops)")
+    ]
+    shift: Fraction
+    rand_augment: Fraction
+    erasing: Fraction
+    mixup: Alpha
+    cutmix: Fraction
+
+    @model_validator(mode="after")
+    def _one_mixture(self):
+        if self.mixup and self.cutmix:
+            raise ValueError(
+                f"mixup and cutmix: expected one of them to be 0, received {self.mixup} and "
+                f"{self.cutmix}; an image is mixed with another in one way"
+            )
+        return self
+
+
+def augmentation_layer(parameters: ImageAugmentationParams, seed: int):
+    """A layer of images (batch, height, width, channels), 0–255, that acts in training only.
+
+    In this order, each by chance and for each image anew:
+    flips and quarter turns; a crop of at least `crop_area` of the area and of sides stretched by
+    up to 4/3, brought back to the whole size; a shift by up to `shift` of the sides, where the
+    picture's reflection fills what opens up; two of RandAugment's changes (Cubuk et al. 2020) of
+    strength `rand_augment`; with probability `erasing` a rectangle of 2 to 33 % of the area filled
+    with noise (Zhong et al. 2020).
+
+    Args:
+        parameters: the section.
+        seed: of all of it; `training.fit` sets the layers' random states anew for each epoch.
+    """
+    import keras
+
+    steps = [augment.random_symmetry_layer(parameters.symmetries, seed)]
+    if parameters.crop_area < 1:
+        steps.append(_random_crop_layer(parameters.crop_area, seed + 1))
+    if parameters.shift:
+        steps.append(
+            keras.layers.RandomTranslation(
+                parameters.shift, parameters.shift, fill_mode="reflect", seed=seed + 2
+            )
+        )
+    if parameters.rand_augment:
+        steps.append(keras.layers.RandAugment(factor=parameters.rand_augment, seed=seed + 3))
+    if parameters.erasing:
+        # A pair: Keras takes one number for the upper end of a probability drawn for each image.
+        factor = (parameters.erasing,) * 2
+        steps.append(keras.layers.RandomErasing(factor=factor, seed=seed + 4))
+
+    class Augmentation(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="augmentation")
+            self.steps = steps
+
+        def build(self, input_shape):
+            for step in self.steps:
+                step.build(input_shape)
+
+        def call(self, images, training=False):
+            if training:
+                for step in self.steps:
+                    images = step(images, training=True)
+            return images
+
+    return Augmentation()
+
+
+def _random_crop_layer(least_area: float, seed: int):
+    import keras
+    import tensorflow as tf
+    from keras import ops
+
+    class RandomCropAndResize(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="random_crop_and_resize")
+            self.seed_generator = keras.random.SeedGenerator(seed)
+
+        def call(self, images, training=False):
+            if not training:
+                return images
+            count, height, width = tf.unstack(tf.shape(images)[:3])
+
+            def uniform(low, high):
+                return keras.random.uniform((count,), low, high, seed=self.seed_generator)
+
+            area = uniform(least_area, 1.0)
+            log_stretch = ops.log(LARGEST_STRETCH)
+            stretch = ops.exp(uniform(-log_stretch, log_stretch))
+            heights = ops.minimum(ops.sqrt(area / stretch), 1.0)
+            widths = ops.minimum(ops.sqrt(area * stretch), 1.0)
+            top = uniform(0.0, 1.0) * (1.0 - heights)
+            left = uniform(0.0, 1.0) * (1.0 - widths)
+            boxes = ops.stack([top, left, top + heights, left + widths], axis=1)
+            return tf.image.crop_and_resize(images, boxes, tf.range(count), [height, width])
+
+    return RandomCropAndResize()
+
+
+def mixture_layer(parameters: ImageAugmentationParams, seed: int):
+    """MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019), or None where both are off.
+
+    A Keras layer that takes and returns a dict of `images` (batch, height, width, channels) and
+    `labels` (batch, columns), float32.
+    """
+    import keras
+
+    if parameters.mixup:
+        return keras.layers.MixUp(alpha=parameters.mixup, seed=seed + 5)
+    if parameters.cutmix:
+        # A pair: of one number Keras takes the upper end of an α drawn for each batch.
+        return keras.layers.CutMix(factor=(parameters.cutmix,) * 2, seed=seed + 6)
+    return None
