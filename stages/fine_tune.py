@@ -186,7 +186,8 @@ def main() -> None:
             trained.trainable_variables, model.get_layer("backbone"), parameters.layer_decay
         ),
     )
-    models.save(models.with_temperature(model, temperature), paths.FINE_TUNED)
+    fine_tuned = models.with_temperature(model, temperature)
+    models.save(fine_tuned, paths.FINE_TUNED, index.class_names)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,11 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from stages.common.run import UserError
+
 # The oldest date that a zip file can hold.
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+CLASS_NAMES_PART = "class_names.json"
 
 
 def with_any_size(backbone):
@@ -211,11 +214,16 @@ def leaf_layers(model):
             yield layer
 
 
-def save(model, path: Path) -> None:
+def save(model, path: Path, class_names: Sequence[str] | None = None) -> None:
     """Saves an uncompiled model as a .keras file whose bytes depend on the model alone.
 
     Keras stores the date and memory addresses and the zip format stores times, so two saves of one
     model differ and DVC would run again all that follows (keras#15143). All three are removed.
+
+    Args:
+        model: a keras.Model.
+        path: of the file.
+        class_names: of a classifier; they go with it in a part of the file that Keras leaves alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -229,6 +237,29 @@ def save(model, path: Path) -> None:
                     described.pop("date_saved", None)
                     content = json.dumps(described, sort_keys=True).encode()
                 target.writestr(zipfile.ZipInfo(name, ZIP_EPOCH), content)
+            if class_names is not None:
+                content = json.dumps(list(class_names), ensure_ascii=False)
+                target.writestr(zipfile.ZipInfo(CLASS_NAMES_PART, ZIP_EPOCH), content)
+
+
+def class_names(path: Path) -> list[str]:
+    """The class names that `save` put into a file, in the order of the probabilities.
+
+    Raises:
+        UserError: the file is no Keras model, or holds no names.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            return json.loads(file.read(CLASS_NAMES_PART))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; `make repro` makes the models") from None
+    except zipfile.BadZipFile:
+        raise UserError(f"{path} is not a .keras file, which is a zip archive") from None
+    except KeyError:
+        raise UserError(
+            f"{path} holds no class names: it is no classifier that train_head or fine_tune saved "
+            "(Keras drops them where it saves such a file anew)"
+        ) from None
 
 
 def _without_addresses(described, numbers: dict[int, int]):

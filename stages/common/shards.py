@@ -196,12 +196,19 @@ def _parsed_batches(records, index: Index, batch_size: int, image_size: int | No
     def parse_one(serialized):
         parsed = tf.io.parse_single_example(serialized, features)
         image = tf.reshape(tf.io.decode_raw(parsed["array"], index.dtype), parsed["shape"])
-        resized = tf.image.resize(image, (image_size, image_size), antialias=True)
-        pixels = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
-        return tf.ensure_shape(pixels, (image_size, image_size, 3)), parsed["label"], parsed["id"]
+        return square_pixels(image, image_size), parsed["label"], parsed["id"]
 
     parsed = records.map(parse_one, num_parallel_calls=tf.data.AUTOTUNE)
     return parsed.batch(batch_size)
+
+
+def square_pixels(image, image_size: int):
+    """A picture (height, width, 3) as (image_size, image_size, 3), uint8: squashed, bilinear."""
+    import tensorflow as tf
+
+    resized = tf.image.resize(image, (image_size, image_size), antialias=True)
+    pixels = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+    return tf.ensure_shape(pixels, (image_size, image_size, 3))
 
 
 def write_all(

@@ -1,0 +1,125 @@
+"""tools.predict as its users call it."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.common import models
+from stages.common.run import UserError
+from tools import predict
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["blue", "green", "rot & süß"]
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory) -> Path:
+    from stages.common import backbones, heads
+
+    head = heads.build("linear", (16,), 3, hidden_units=[8], dropout=0.2)
+    backbone = models.with_any_size(backbones.build("tiny", None, 32))
+    path = tmp_path_factory.mktemp("model") / "moved.keras"
+    models.save(models.assemble(backbone, head), path, NAMES)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Five images of different shapes in nested folders, and one that is none."""
+    random = np.random.default_rng(0)
+    for number, size in enumerate([(32, 32), (50, 40), (20, 60), (90, 90), (31, 33)]):
+        path = tmp_path / "images" / ("deep" if number % 2 else "") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"no image")
+    return tmp_path / "images"
+
+
+def run(*arguments, cwd) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "tools.predict", *map(str, arguments)],
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_folder_is_classified_and_a_broken_file_loses_nothing(folder, model_file, tmp_path):
+    arguments = (folder, "--model", model_file, "--format", "csv", "--batch-size", 2, "--top", 3)
+    result = run(*arguments, "--explain", tmp_path / "seen", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "broken.jpg: not an image" in result.stderr
+    assert "1 of 6 files could not be classified" in result.stderr
+    assert "image/s" in result.stderr
+    rows = list(csv.DictReader(result.stdout.splitlines()))
+    assert len(rows) == 5 * 3
+    assert {row["class"] for row in rows} == set(NAMES)
+    for start in range(0, 15, 3):
+        shares = [float(row["probability"]) for row in rows[start : start + 3]]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+    seen = sorted((tmp_path / "seen").iterdir())
+    assert len(seen) == 5
+    assert Image.open(seen[0]).size == (64, 32)  # the picture, and where the network looked
+
+
+def test_what_is_printed_is_what_the_model_says(folder, model_file):
+    model = models.load(model_file)
+    files = predict.find([folder / "0.png", folder / "deep" / "3.png"], "path")
+    found = list(
+        predict.classify(
+            model, NAMES, files, top=1, batch_size=8, on_bad=None, on_batch=lambda *_: None
+        )
+    )
+    for prediction in found:
+        picture = Image.open(prediction.path).resize((32, 32), Image.Resampling.BICUBIC)
+        row = model.predict(np.asarray(picture)[None].astype("float32"), verbose=0)[0]
+        assert prediction.likeliest == [(NAMES[row.argmax()], pytest.approx(row.max(), abs=1e-5))]
+
+
+def test_json_is_one_list(folder, model_file, capsys):
+    prediction = predict.Prediction(folder / "0.png", [("rot & süß", 0.75)])
+    predict.write_json(iter([prediction, prediction]), sys.stdout)
+    assert (
+        json.loads(capsys.readouterr().out)
+        == [
+            {
+                "image": str(folder / "0.png"),
+                "predictions": [{"class": "rot & süß", "probability": 0.75}],
+            }
+        ]
+        * 2
+    )
+    predict.write_json(iter([]), sys.stdout)
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_a_table_names_its_images_relative_to_itself(folder):
+    (folder / "list.csv").write_text("path,who\n0.png,a\ndeep/1.png,b\n", encoding="utf-8")
+    assert predict.find([folder / "list.csv"], "path") == [folder / "0.png", folder / "deep/1.png"]
+    with pytest.raises(UserError, match=r"no column 'paht'; did you mean 'path'.*--path-column"):
+        predict.find([folder / "list.csv"], "paht")
+
+
+def test_mistakes_are_told_before_anything_heavy(folder, model_file, tmp_path):
+    with pytest.raises(UserError, match=r"no\.png does not exist; give images"):
+        predict.find([folder / "no.png"], "path")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no file that ends in \.jpg"):
+        predict.find([tmp_path / "empty"], "path")
+    with pytest.raises(UserError, match="does not exist; `make repro` makes"):
+        models.class_names(tmp_path / "none.keras")
+    with pytest.raises(UserError, match=r"is not a \.keras file"):
+        models.class_names(folder / "0.png")
+    models.save(models.load(model_file), tmp_path / "plain.keras")
+    with pytest.raises(UserError, match="holds no class names"):
+        models.class_names(tmp_path / "plain.keras")

@@ -1,0 +1,275 @@
+"""Classifies images: python -m tools.predict IMAGE|FOLDER|CSV… [--top 3] [--explain FOLDER].
+
+Prints the likeliest classes of each image. The model is one file, models/fine_tuned.keras unless
+--model names another; nothing else of the pipeline is needed.
+"""
+
+import argparse
+import csv
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from stages.common import images, models, params, paths, shards
+from stages.common.run import UserError, progress, run, start_tensorflow
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+COLUMNS = ("image", "rank", "class", "probability")
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file to classify; its bytes are empty where it can't be read."""
+
+    path: Path
+    encoded: bytes
+    unreadable: str | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image: (class, probability), likeliest first."""
+
+    path: Path
+    likeliest: list[tuple[str, float]]
+
+
+def find(inputs: Iterable[Path], path_column: str) -> list[Path]:
+    """All image files that the arguments name, in order.
+
+    Args:
+        inputs: image files; folders, searched to any depth for files whose name says that they are
+            images; CSV files with a column of paths, relative to the CSV file.
+        path_column: the name of that column.
+
+    Raises:
+        UserError: a path does not exist, a folder holds no image, a CSV file lacks the column.
+    """
+    found = []
+    for path in inputs:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise UserError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
+            found += inside
+        elif not path.exists():
+            raise UserError(f"{path} does not exist; give images, folders or CSV files")
+        elif path.suffix.lower() == ".csv":
+            found += _listed(path, path_column)
+        else:
+            found.append(path)
+    return found
+
+
+def _listed(table: Path, column: str) -> list[Path]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            if column not in columns:
+                raise UserError(
+                    f"{table} has no column {column!r}{params.nearest(column, columns)}; its "
+                    f"columns are {', '.join(columns) or 'none'}; name one by --path-column"
+                )
+            return [table.parent / row[column] for row in reader if row[column]]
+    except UnicodeDecodeError:
+        raise UserError(f"{table} is not a CSV file in UTF-8") from None
+
+
+def read_files(files: Iterable[Path]) -> Iterator[ImageFile]:
+    """Files with their bytes, one at a time."""
+    for path in files:
+        try:
+            yield ImageFile(path, path.read_bytes())
+        except OSError as error:
+            yield ImageFile(path, b"", error.strerror or str(error))
+
+
+def classify(
+    model,
+    class_names: list[str],
+    files: Iterable[Path],
+    *,
+    top: int,
+    batch_size: int,
+    on_bad: Callable[[Path, str], None],
+    on_batch: Callable[[list[Path], np.ndarray, np.ndarray], None],
+) -> Iterator[Prediction]:
+    """Predictions in the order of the files; memory is bounded by a few batches.
+
+    Images are decoded and shrunk as the pipeline does, for a `preprocess.image_size` that is the
+    model's own.
+
+    Args:
+        model: a classifier from `models.assemble`.
+        class_names: (classes,).
+        files: of images.
+        top: how many classes to name.
+        batch_size: images in one forward pass.
+        on_bad: is told each file that can't be used, and why.
+        on_batch: gets paths, images (batch, side, side, 3) uint8 and probabilities
+            (batch, classes) of each batch.
+    """
+    import tensorflow as tf
+
+    side = model.get_layer("resize").height
+    forward = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
+    decode = functools.partial(images.to_array, image_size=side)
+
+    def predict(batch: list[tuple[Path, np.ndarray]]) -> Iterator[Prediction]:
+        batch_paths, pixels = zip(*batch, strict=True)
+        stacked = np.stack([_square(picture, side) for picture in pixels])
+        probabilities = forward(tf.constant(stacked)).numpy()
+        on_batch(list(batch_paths), stacked, probabilities)
+        for path, row in zip(batch_paths, probabilities, strict=True):
+            best = np.argsort(-row, kind="stable")[:top]
+            yield Prediction(path, [(class_names[place], float(row[place])) for place in best])
+
+    waiting: list[tuple[Path, np.ndarray]] = []
+    for file, result in images.map_encoded(decode, read_files(files)):
+        if isinstance(result, images.BadImage):
+            on_bad(file.path, file.unreadable or str(result))
+            continue
+        waiting.append((file.path, result))
+        if len(waiting) == batch_size:
+            yield from predict(waiting)
+            waiting = []
+    if waiting:
+        yield from predict(waiting)
+
+
+def _square(picture: np.ndarray, side: int) -> np.ndarray:
+    """As shards.batches makes squares of stored images."""
+    if picture.shape[:2] == (side, side):
+        return picture
+    return shards.square_pixels(picture, side).numpy()
+
+
+def write_table(predictions: Iterable[Prediction], out: TextIO) -> None:
+    """A line an image: its path and its classes with per cent."""
+    for prediction in predictions:
+        classes = "  ".join(f"{name} {share:.1%}" for name, share in prediction.likeliest)
+        print(f"{prediction.path}  {classes}", file=out)
+
+
+def write_csv(predictions: Iterable[Prediction], out: TextIO) -> None:
+    """A row for each image and class."""
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for prediction in predictions:
+        for rank, (name, share) in enumerate(prediction.likeliest, 1):
+            writer.writerow([prediction.path, rank, name, f"{share:.6f}"])
+
+
+def write_json(predictions: Iterable[Prediction], out: TextIO) -> None:
+    """A list of objects, written one by one."""
+    separator = "[\n"
+    for prediction in predictions:
+        classes = [
+            {"class": name, "probability": round(share, 6)} for name, share in prediction.likeliest
+        ]
+        row = json.dumps(
+            {"image": str(prediction.path), "predictions": classes}, ensure_ascii=False
+        )
+        print(f"{separator}{row}", end="", file=out)
+        separator = ",\n"
+    print("[]" if separator == "[\n" else "\n]", file=out)
+
+
+WRITERS = {"table": write_table, "json": write_json, "csv": write_csv}
+
+
+def explainer(model, folder: Path) -> Callable[[list[Path], np.ndarray, np.ndarray], None]:
+    """Writes for each image where the network looked for its likeliest class (Grad-CAM).
+
+    Names follow from a running number and the image's own name, since two folders may hold files
+    of one name.
+    """
+    from PIL import Image
+
+    from stages.common import explain
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = 0
+
+    def write(batch_paths: list[Path], pictures: np.ndarray, probabilities: np.ndarray) -> None:
+        nonlocal written
+        heat_maps = explain.heat_maps(
+            model, pictures, probabilities.argmax(axis=1), batch_size=len(pictures)
+        )
+        for path, picture, heat_map in zip(batch_paths, pictures, heat_maps, strict=True):
+            written += 1
+            overlay = explain.overlay(picture, heat_map)
+            both = np.concatenate([picture, overlay], axis=1)
+            Image.fromarray(both).save(folder / f"{written:06} {path.stem}.png")
+
+    return write
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="tools.predict", description=__doc__.split(":")[0])
+    parser.add_argument("inputs", nargs="+", type=Path, help="images, folders, CSV files of paths")
+    parser.add_argument("--model", type=Path, default=paths.FINE_TUNED, help="a .keras file")
+    parser.add_argument("--top", type=_positive, default=3, help="classes to name for each image")
+    parser.add_argument("--explain", type=Path, help="folder for pictures of where it looked")
+    parser.add_argument("--format", choices=WRITERS, default="table")
+    parser.add_argument("--path-column", default="path", help="of CSV files")
+    parser.add_argument("--batch-size", type=_positive, default=32, help="images in one pass")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, received {text!r}")
+    return number
+
+
+def main() -> None:
+    """Prints predictions; bad files go to standard error, and make the exit status 1."""
+    options = parse(sys.argv[1:])
+    class_names = models.class_names(options.model)
+    files = find(options.inputs, options.path_column)
+    start_tensorflow()
+    model = models.load(options.model)
+    bad = 0
+    with progress(None, total=len(files), unit="image", description="predict") as bar:
+
+        def on_bad(path: Path, why: str) -> None:
+            nonlocal bad
+            bad += 1
+            bar.update(1)
+            bar.write(f"error: {path}: {why}", file=sys.stderr)
+
+        explain_batch = explainer(model, options.explain) if options.explain else None
+
+        def on_batch(batch_paths, pictures, probabilities) -> None:
+            bar.update(len(batch_paths))
+            if explain_batch:
+                explain_batch(batch_paths, pictures, probabilities)
+
+        predictions = classify(
+            model,
+            class_names,
+            files,
+            top=options.top,
+            batch_size=options.batch_size,
+            on_bad=on_bad,
+            on_batch=on_batch,
+        )
+        WRITERS[options.format](predictions, sys.stdout)
+    if bad:
+        raise UserError(
+            f"{bad} of {len(files)} files could not be classified; they are named above"
+        )
+
+
+if __name__ == "__main__":
+    run(main)
