@@ -5,9 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := requirements$(if $(GPU),-gpu).txt
 INSTALLED := $(VENV)/installed$(if $(GPU),-gpu)
-# What only some want. Extras join .venv; what bears no company has an environment of its own.
-APART := beam demo
-EXTRAS := $(filter-out gpu $(APART),$(patsubst requirements-%.in,%,$(wildcard requirements-*.in)))
+# What only some want; it joins .venv.
+EXTRAS := $(filter-out gpu,$(patsubst requirements-%.in,%,$(wildcard requirements-*.in)))
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links
 # Stages are `python -m …`: this environment's python must be the first.
@@ -29,18 +28,13 @@ $(INSTALLED): $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $@
 
-extra: setup ## install optional packages: make extra NAME=export (or keras-hub, s3)
+extra: setup ## install optional packages: make extra NAME=export (or s3)
 	@test -n "$(filter $(NAME),$(EXTRAS))" || \
 		{ echo "error: expected NAME to be one of $(EXTRAS), received '$(NAME)'" >&2; exit 1; }
 	$(MAKE) $(VENV)/extra-$(NAME)
 
 $(VENV)/extra-%: requirements-%.txt $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
-	touch $@
-
-$(VENV)-%/installed: requirements-%.txt
-	$(PYTHON) -m venv $(VENV)-$*
-	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 repro: setup ## run the pipeline, then show the test metrics (GPU=1: on a GPU)
@@ -55,7 +49,7 @@ data: setup ## fetch and split only, then say what is in the data and what to do
 test: setup ## run the tests
 	python -m pytest
 
-test-all: $(EXTRAS:%=$(VENV)/extra-%) $(APART:%=$(VENV)-%/installed) ## run what `make test` leaves out: slow, or of an extra
+test-all: $(EXTRAS:%=$(VENV)/extra-%) ## run what `make test` leaves out: slow, or of an extra
 	python -m pytest -m slow
 
 lint: setup ## check style and format
@@ -74,11 +68,10 @@ lock: ## resolve requirements*.in anew
 	$(VENV)-lock/bin/pip install --quiet uv
 	$(COMPILE) requirements.in -o requirements.txt
 	$(COMPILE) requirements-gpu.in -o requirements-gpu.txt
-	$(foreach name,$(APART),$(COMPILE) requirements-$(name).in -o requirements-$(name).txt;)
 	@# All extras fit into one environment: they are resolved together, then parted.
 	$(COMPILE) $(EXTRAS:%=requirements-%.in) -o $(VENV)-lock/extras.txt
 	$(foreach extra,$(EXTRAS),$(COMPILE) -c $(VENV)-lock/extras.txt requirements-$(extra).in \
 		-o requirements-$(extra).txt;)
 
-clean: ## remove .venv and its kin; data, models and the cache stay
-	rm -rf $(VENV) $(VENV)-*
+clean: ## remove .venv; data, models and the cache stay
+	rm -rf $(VENV) $(VENV)-lock

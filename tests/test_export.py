@@ -1,0 +1,90 @@
+"""tools.export: every file runs in its own runtime and says what the Keras model says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.common import backbones, heads, models, paths, shards
+from stages.common.run import UserError
+from tools import export
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["blue", "green", "red"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with a model of two depths of features, and 24 test images of differing shapes."""
+    monkeypatch.chdir(tmp_path)
+    backbone = models.with_any_size(backbones.build("tiny", None, 32))
+    backbone = models.at_layers(backbone, ["block0_relu", "block1_relu"])
+    head = heads.build("dense", (24,), 3, hidden_units=[8], dropout=0.2)
+    models.save(models.assemble(backbone, head, temperature=0.3), paths.FINE_TUNED, NAMES)
+    random = np.random.default_rng(0)
+    records = (
+        (random.integers(0, 256, (20 + n, 40, 3), dtype=np.uint8), n % 3, f"id {n}")
+        for n in range(24)
+    )
+    shards.write_all(paths.IMAGES / "test", records, "uint8", NAMES)
+    return tmp_path
+
+
+def run(folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "tools.export"],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_every_file_agrees_with_the_keras_model(project):
+    done = run(project)
+    assert done.returncode == 0, done.stderr
+    table = json.loads((project / "exports" / "table.json").read_text())
+    assert table["images"] == 24
+    rows = {row["file"]: row for row in table["rows"]}
+    assert set(rows) == {
+        "saved_model",
+        "model.float32.tflite",
+        "model.float16.tflite",
+        "model.int8.tflite",
+        "model.onnx",
+    }
+    for name in export.FLOAT32:
+        assert rows[name]["agreement"] == 1
+        assert rows[name]["largest_difference"] < 1e-5
+    assert rows["model.int8.tflite"]["megabytes"] <= rows["model.float32.tflite"]["megabytes"]
+    assert json.loads((project / "exports" / "class_names.json").read_text()) == NAMES
+    assert (project / "exports" / "table.md").read_text() in done.stdout
+
+
+def test_a_saved_model_is_exact_for_images_of_any_size(project):
+    model = models.load(paths.FINE_TUNED)
+    predict = export.runtime_of(export.write_saved_model(model, project))
+    for shape in ((5, 32, 32, 3), (2, 50, 20, 3)):
+        images = np.random.default_rng(1).uniform(0, 255, shape).astype("float32")
+        np.testing.assert_allclose(predict(images), model.predict(images, verbose=0), atol=1e-6)
+
+
+def test_the_model_of_one_size_is_the_same_model(project):
+    model = models.load(paths.FINE_TUNED)
+    images = np.random.default_rng(1).uniform(0, 255, (3, 32, 32, 3)).astype("float32")
+    np.testing.assert_allclose(
+        export.fixed_size(model).predict(images, verbose=0),
+        model.predict(images, verbose=0),
+        atol=1e-6,
+    )
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setattr(export, "EXTRA_PACKAGES", ("no_such_package",))
+    with pytest.raises(UserError, match="no_such_package not installed; run `make extra NAME=exp"):
+        export.check_extra()

@@ -1,0 +1,95 @@
+"""tools.compare against this repository's own history, and its pictures."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from stages.common.run import UserError
+from tools import compare
+
+ROOT = Path(__file__).parents[1]
+METRICS = {"accuracy": 0.9, "loss": 0.3, "interval": {"accuracy": {"low": 0.87, "high": 0.92}}}
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> Path:
+    """Two states of a project: one committed as `base`, a better one in the work tree."""
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+
+    def write(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    def state(accuracy: float, epochs: int) -> None:
+        for model in ("head", "fine_tuned"):
+            write(f"metrics/{model}.json", json.dumps({**METRICS, "accuracy": accuracy}))
+            write(f"plots/{model}/confusion.csv", "actual,predicted\ncat,cat\ndog,cat\ndog,dog\n")
+        write("params.yaml", f"seed: 0\ntrain:\n  epochs: {epochs}\n  name: a|b\n")
+        write("dvc.lock", "stages: {split: {outs: [{path: data/splits.csv, md5: one}]}}\n")
+        rows = "".join(f"{epoch},0.1,1,0.5,1,0.5\n" for epoch in range(1, epochs))
+        header = "epoch,learning_rate,loss,accuracy,val_loss,val_accuracy\n"
+        write("plots/fine_tune/history.csv", header + rows)
+
+    state(0.9, 4)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "--quiet", "-m", "base"], check=True)
+    subprocess.run([*git, "tag", "base"], check=True)
+    state(0.95, 8)
+    return tmp_path
+
+
+def test_the_comment_says_what_changed(repository):
+    text = compare.comment("base", repository / "drawn", "https://pictures/7/")
+    row = "| accuracy (higher is better) | 0.900 [0.870, 0.920] | 0.950 [0.870, 0.920] | +0.050 |"
+    assert text.count(row) == 2
+    assert "| `train.epochs` | `4` | `8` |" in text
+    assert "train.name" not in text
+    for name in ("curves.png", "head.png", "fine_tuned.png"):
+        assert f"(https://pictures/7/{name})" in text
+        assert Image.open(repository / "drawn" / name).width > 600
+    assert "can't be compared" not in text
+
+
+def test_other_test_images_are_said(repository):
+    lock = repository / "dvc.lock"
+    lock.write_text(lock.read_text().replace("one", "two"))
+    assert "**The test images differ" in compare.comment("base", None, "")
+
+
+def test_without_a_baseline_there_is_no_comment(repository):
+    with pytest.raises(UserError, match="'nothing' is no revision"):
+        compare.comment("nothing", None, "")
+
+
+def test_params_that_come_and_go_are_named():
+    table = compare.params_table("a: 1\nb: {c: null}\n", "b: {c: [x]}\nd: {e: 'x|y'}\n")
+    assert table.splitlines()[2:] == [
+        "| `a` | `1` | — |",
+        "| `b.c` | `null` | `[x]` |",
+        "| `d.e` | — | `x\\|y` |",
+    ]
+    assert compare.params_table("a: 1", "a: 1") == "No param changed."
+
+
+def test_pictures_are_pushed_to_a_branch_of_their_own(repository, tmp_path_factory):
+    remote = tmp_path_factory.mktemp("remote")
+    subprocess.run(["git", "init", "--quiet", "--bare", remote], check=True)
+    subprocess.run(["git", "remote", "add", "origin", remote], check=True)
+    (repository / "drawn").mkdir()
+    Image.new("RGB", (4, 4)).save(repository / "drawn" / "a.png")
+    script = ROOT / ".github" / "push_pictures"
+    for place in ("7/1", "7/2"):
+        subprocess.run([script, "drawn", place], check=True)
+    done = subprocess.run(
+        ["git", "ls-tree", "-r", "--name-only", "pictures"],
+        cwd=remote,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["7/1/a.png", "7/2/a.png"]

@@ -1,0 +1,154 @@
+"""Names what pictures show, by a network as ImageNet left it: python -m tools.classify IMAGE…
+
+No training comes before this: it shows what a pretrained network knows. EfficientNet-Lite works
+offline; other networks fetch their weights.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stages.common import backbones, images, params
+from stages.common.run import UserError, run, start_tensorflow
+
+SCALING_LAYERS = ("Rescaling", "Normalization", "Flip")
+
+
+def imagenet_classifier(name: str):
+    """A network with its own top: (batch, side, side, 3), RGB 0–255, to (batch, 1000).
+
+    Raises:
+        UserError: an unknown name, a network without weights, weights that can't be reached.
+    """
+    known = [row for row in backbones.BACKBONES if "imagenet" in backbones.BACKBONES[row].weights]
+    if name not in known:
+        raise UserError(
+            f"--backbone: expected one of the {len(known)} networks with ImageNet weights that "
+            f"`python -m tools.backbones` lists, received {name!r}{params.nearest(name, known)}"
+        )
+    side = backbones.BACKBONES[name].native_size
+    return backbones.build(name, "imagenet", side, with_top=True)
+
+
+def class_names() -> list[str]:
+    """The 1,000 classes of ImageNet, in the order of every network's outputs; from TFDS."""
+    from tensorflow_datasets.datasets.siscore.labels import IMAGENET_LABELS_LIST
+
+    return [synonyms.split(",")[0] for synonyms in IMAGENET_LABELS_LIST]
+
+
+def centre_square(encoded: bytes, side: int) -> np.ndarray:
+    """The largest square in the middle of a picture, (side, side, 3) uint8 RGB: bicubic.
+
+    Raises:
+        images.BadImage: the bytes can't be decoded.
+    """
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.fit(images.decode(encoded), (side, side), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def scaled_input(model, picture: np.ndarray) -> np.ndarray:
+    """What the first convolution gets of a picture (side, side, 3): same shape, float32."""
+    import keras
+
+    scaled = model.input
+    for layer in model.layers:
+        if layer.weights and type(layer).__name__ not in SCALING_LAYERS:
+            break
+        if type(layer).__name__ in SCALING_LAYERS:
+            scaled = layer.output
+    first = keras.Model(model.input, scaled)
+    return first.predict(picture[None].astype(np.float32), verbose=0)[0]
+
+
+def draw_input(model, pictures: Sequence[tuple[str, np.ndarray]], file: Path) -> None:
+    """Draws each picture as the network gets it, and what its input scaling makes of it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        len(pictures), 3, figsize=(10, 3.4 * len(pictures)), squeeze=False, layout="constrained"
+    )
+    for (name, picture), row in zip(pictures, axes, strict=True):
+        scaled = scaled_input(model, picture)
+        low, high = scaled.min(), scaled.max()
+        row[0].imshow(picture)
+        row[0].set_title(f"{name}\n{picture.shape[1]} × {picture.shape[0]} pixels, 0 to 255")
+        row[1].imshow((scaled - low) / max(high - low, 1e-9))
+        row[1].set_title(f"after input scaling\n{low:.2f} (black) to {high:.2f} (white)")
+        for channel, style in enumerate(("-", "--", ":")):
+            counts, edges = np.histogram(scaled[..., channel], bins=50, range=(low, high))
+            centres = (edges[:-1] + edges[1:]) / 2
+            row[2].plot(centres, counts, style, label=f"channel {channel + 1}")
+        row[2].set_title("pixels by scaled value")
+        row[2].legend()
+        for axis in row[:2]:
+            axis.axis("off")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="tools.classify", description=__doc__.split(":")[0])
+    parser.add_argument("images", nargs="+", type=Path)
+    parser.add_argument("--backbone", default="efficientnet_lite0", help="see tools.backbones")
+    parser.add_argument("--top", type=int, default=5, help="classes to name, 1 to 1000")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--show-preprocessed", type=Path, metavar="FILE", help="draw what the network gets (.png)"
+    )
+    options = parser.parse_args(arguments)
+    if not 1 <= options.top <= 1000:
+        parser.error(f"--top: expected 1 to 1000, received {options.top}")
+    return options
+
+
+def main() -> None:
+    """Prints the likeliest classes; files that can't be read make the exit status 1."""
+    options = parse(sys.argv[1:])
+    side_of = {name: row.native_size for name, row in backbones.BACKBONES.items()}
+    squares, bad = [], 0
+    for path in options.images:
+        try:
+            encoded = path.read_bytes()
+            squares.append((path, centre_square(encoded, side_of.get(options.backbone, 224))))
+        except (OSError, images.BadImage) as error:
+            bad += 1
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            print(f"error: {path}: {why}", file=sys.stderr)
+    start_tensorflow()
+    model = imagenet_classifier(options.backbone)
+    names, found = class_names(), []
+    for path, square in squares:
+        probabilities = model.predict(square[None].astype(np.float32), verbose=0)[0]
+        best = np.argsort(-probabilities)[: options.top]
+        classes = [
+            {"class": names[place], "probability": round(float(probabilities[place]), 6)}
+            for place in best
+        ]
+        found.append({"image": str(path), "predictions": classes})
+        if not options.json:
+            print(path)
+            for row in classes:
+                print(f"  {row['probability']:6.1%}  {row['class']}")
+    if options.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    if options.show_preprocessed and squares:
+        pictures = [(path.name, square) for path, square in squares]
+        draw_input(model, pictures, options.show_preprocessed)
+    if bad:
+        raise UserError(f"{bad} of {len(options.images)} files are no images; they are named above")
+
+
+if __name__ == "__main__":
+    run(main)

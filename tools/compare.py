@@ -1,0 +1,231 @@
+"""Writes the Markdown of a pull-request comment: python -m tools.compare REV [--pictures FOLDER].
+
+Compares the work tree with a Git revision: params that changed, metrics with their intervals, and
+learning curves and confusion matrices of both as pictures.
+"""
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+from stages.common.run import UserError, run
+from tools import revisions
+from tools.summary import HEADLINES, ends
+
+MODELS = ("head", "fine_tuned")
+STAGES = ("train_head", "fine_tune")
+MOST_CLASSES = 20  # of a confusion matrix that can be read in a comment
+
+
+def flat(values, prefix: str = "") -> dict[str, str]:
+    """Nested params as `train_head.epochs` to the value as YAML writes it."""
+    if not isinstance(values, dict):
+        return {prefix: yaml.safe_dump(values, default_flow_style=True).split("\n...")[0].strip()}
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def params_table(before: str, after: str) -> str:
+    """The params that differ between two texts of params.yaml; a sentence where none does."""
+    old, new = (flat(yaml.safe_load(text)) for text in (before, after))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if not names:
+        return "No param changed."
+    rows = [(f"`{name}`", _code(old.get(name)), _code(new.get(name))) for name in names]
+    return _table(("param", "before", "now"), rows)
+
+
+def _code(value: str | None) -> str:
+    return "—" if value is None else f"`{value.replace('|', chr(92) + '|')}`"
+
+
+def metrics_table(before: dict, after: dict) -> str:
+    """Headline metrics of one model, with 95 % intervals where there are any."""
+    rows = []
+    for name, better in HEADLINES:
+        if name in before and name in after:
+            old, new = (
+                f"{side[name]:.3f}{ends(side.get('interval', {}).get(name), '.3f')}"
+                for side in (before, after)
+            )
+            change = f"{after[name] - before[name]:+.3f}"
+            rows.append((f"{name.replace('_', ' ')} ({better} is better)", old, new, change))
+    if not rows:
+        raise UserError("the two sides have no headline metric in common; `dvc metrics show`")
+    return _table(("metric", "before", "now", "change"), rows)
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw_curves(before: dict[str, str], after: dict[str, str], file: Path) -> None:
+    """Validation loss and accuracy by epoch, a row of charts for each training stage.
+
+    Args:
+        before: stage to the text of its history.csv, at the revision.
+        after: the same of the work tree.
+        file: PNG.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(
+        len(after), 2, figsize=(9, 3 * len(after)), squeeze=False, layout="constrained"
+    )
+    for (stage, text), row in zip(after.items(), axes, strict=True):
+        sides = (("before", before.get(stage), "--"), ("now", text, "-"))
+        for axis, name in zip(row, ("loss", "accuracy"), strict=True):
+            for label, content, style in sides:
+                if content is None:
+                    continue
+                rows = list(csv.DictReader(io.StringIO(content)))
+                epochs = [int(float(row["epoch"])) for row in rows]
+                values = [float(row[f"val_{name}"]) for row in rows]
+                marker = "o" if len(rows) == 1 else None
+                axis.plot(epochs, values, style, marker=marker, label=label)
+            axis.set_title(f"{stage}: validation {name}")
+            axis.set_xlabel("epoch")
+            axis.grid(alpha=0.3)
+            axis.legend()
+    _save(figure, file)
+
+
+def draw_confusion(before: str | None, after: str, title: str, file: Path) -> None:
+    """Both confusion matrices side by side, in per cent of each actual class.
+
+    Args:
+        before: text of confusion.csv at the revision, or None.
+        after: of the work tree.
+        title: of the picture.
+        file: PNG.
+    """
+    import numpy as np
+
+    pyplot = _pyplot()
+    sides = [(name, text) for name, text in (("before", before), ("now", after)) if text]
+    figure, axes = pyplot.subplots(
+        1, len(sides), figsize=(4.5 * len(sides), 4.2), squeeze=False, layout="constrained"
+    )
+    for axis, (name, text) in zip(axes[0], sides, strict=True):
+        pairs = [(row["actual"], row["predicted"]) for row in csv.DictReader(io.StringIO(text))]
+        classes = sorted({actual for actual, _ in pairs} | {predicted for _, predicted in pairs})
+        classes = classes[:MOST_CLASSES]
+        place = {class_name: number for number, class_name in enumerate(classes)}
+        counts = np.zeros((len(classes), len(classes)))
+        for actual, predicted in pairs:
+            if actual in place and predicted in place:
+                counts[place[actual], place[predicted]] += 1
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        if len(classes) <= 10:
+            for (row, column), share in np.ndenumerate(shares):
+                color = "white" if share > 0.6 else "black"
+                text = f"{share:.0%}\n{counts[row, column]:.0f}"
+                axis.text(column, row, text, ha="center", va="center", color=color)
+        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+        axis.set_yticks(range(len(classes)), classes)
+        axis.set_xlabel("predicted")
+        axis.set_ylabel("actual")
+        axis.set_title(name)
+    figure.suptitle(title)
+    _save(figure, file)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=100)
+    _pyplot().close(figure)
+
+
+def _text_or_none(revision: str | None, path: str) -> str | None:
+    try:
+        return revisions.read(revision, path)
+    except UserError:
+        return None
+
+
+def draw(commit: str, folder: Path) -> dict[str, str]:
+    """Draws all pictures; title to the name of the file."""
+    after = {
+        stage: text
+        for stage in STAGES
+        if (text := _text_or_none(None, f"plots/{stage}/history.csv")) is not None
+    }
+    before = {
+        stage: text
+        for stage in STAGES
+        if (text := _text_or_none(commit, f"plots/{stage}/history.csv")) is not None
+    }
+    drawn = {}
+    if after:
+        draw_curves(before, after, folder / "curves.png")
+        drawn["Learning curves" if before else "Learning curves, of the work tree"] = "curves.png"
+    for model in MODELS:
+        path = f"plots/{model}/confusion.csv"
+        if text := _text_or_none(None, path):
+            title = f"Confusion of {model.replace('_', '-')} on the test split"
+            draw_confusion(_text_or_none(commit, path), text, title, folder / f"{model}.png")
+            drawn[title] = f"{model}.png"
+    return drawn
+
+
+def comment(revision: str, pictures: Path | None, image_base: str) -> str:
+    """The whole comment.
+
+    Args:
+        revision: to compare the work tree with.
+        pictures: folder to draw into; None: do without.
+        image_base: what stands before the pictures' names in the Markdown.
+    """
+    commit = revisions.resolve(revision)
+    parts = [
+        f"## Metrics against `{revision}` ({commit[:7]})",
+        "Brackets: 95 % intervals on the test split.",
+    ]
+    if revisions.split_of_lock(None) != revisions.split_of_lock(commit):
+        parts.append("**The test images differ, so that the numbers can't be compared.**")
+    for model in MODELS:
+        before, after = (
+            json.loads(revisions.read(side, f"metrics/{model}.json")) for side in (commit, None)
+        )
+        parts += [f"### {model.replace('_', '-')}", metrics_table(before, after)]
+    texts = [revisions.read(side, "params.yaml") for side in (commit, None)]
+    parts += ["### Params", params_table(*texts)]
+    if pictures:
+        for title, name in draw(commit, pictures).items():
+            parts.append(f"### {title}\n\n![{title}]({image_base}{name})")
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """Prints the Markdown."""
+    parser = argparse.ArgumentParser(prog="tools.compare", description=__doc__.split(":")[0])
+    parser.add_argument("revision", help="Git revision to compare the work tree with")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw curves and confusion")
+    parser.add_argument(
+        "--image-base", metavar="URL", help="of the pictures in the Markdown; default: the folder"
+    )
+    options = parser.parse_args()
+    base = options.image_base or f"{options.pictures}/"
+    print(comment(options.revision, options.pictures, base), end="")
+
+
+if __name__ == "__main__":
+    run(main)

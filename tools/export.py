@@ -1,0 +1,271 @@
+"""Exports a model for other programs, and runs every file: python -m tools.export [--model FILE].
+
+Writes to exports/: a SavedModel with a serving signature, LiteRT in float32, float16 and with int8
+weights, and ONNX; then a table of what each file gives over the test split in its own runtime.
+ONNX and its runtime are an optional extra: make extra NAME=export.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stages.common import models, paths, shards
+from stages.common.run import UserError, progress, run, start_tensorflow
+
+FOLDER = Path("exports")
+LARGEST_DIFFERENCE = 1e-4  # of a probability, that a file in float32 may have
+TIMED_IMAGES, ROUNDS = 20, 5
+EXTRA_PACKAGES = ("tf2onnx", "onnxruntime")
+FLOAT32 = ("saved_model", "model.float32.tflite", "model.onnx")
+
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One exported file against the Keras model."""
+
+    file: str
+    megabytes: float
+    accuracy: float  # on the test split
+    agreement: float  # part of the images with the same likeliest class
+    largest_difference: float  # of any probability
+    latency_ratio: float  # median time of one image over that of the Keras model, in turn
+
+
+def fixed_size(model):
+    """The classifier for images of one size, (batch, side, side, 3) float32, as phones want it."""
+    import keras
+
+    side = model.get_layer("resize").height
+    images = keras.Input((side, side, 3), name="images", dtype="float32")
+    features = model.get_layer("backbone")(images, training=False)
+    for layer in model.layers:
+        if layer.name == "pool":
+            features = layer(features)
+    logits = model.get_layer("head")(features, training=False)
+    cooled = model.get_layer("temperature")(logits)
+    return keras.Model(images, model.get_layer("probabilities")(cooled), name="classifier")
+
+
+def _save(model, folder: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):  # a line for each weight
+        model.export(folder, format="tf_saved_model", verbose=False)
+
+
+def write_saved_model(model, folder: Path) -> Path:
+    """A SavedModel: images of any size, float32 RGB 0–255, to probabilities."""
+    path = folder / "saved_model"
+    _save(model, path)
+    return path
+
+
+def write_litert(model, folder: Path) -> list[Path]:
+    """Three LiteRT files of a model of one size: float32, float16 weights, int8 weights."""
+    import tensorflow as tf
+
+    written = []
+    for name, types in (("float32", None), ("float16", [tf.float16]), ("int8", [])):
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
+        if types is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = types
+        path = folder / f"model.{name}.tflite"
+        with contextlib.redirect_stdout(io.StringIO()):  # a line for each weight
+            content = converter.convert()
+        path.write_bytes(content)
+        written.append(path)
+    return written
+
+
+def write_onnx(model, folder: Path) -> Path:
+    """An ONNX file of a model of one size, by way of a SavedModel.
+
+    Keras' own export to ONNX makes a file of EfficientNetB0 that ONNX Runtime refuses.
+    """
+    path = folder / "model.onnx"
+    saved = folder / "fixed_size"
+    _save(model, saved)
+    # A process of its own: the converter changes TensorFlow's settings.
+    command = ["tf2onnx.convert", "--saved-model", str(saved), "--output", str(path)]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--opset", "17"], capture_output=True, text=True
+    )
+    shutil.rmtree(saved)
+    if done.returncode:
+        raise UserError(f"tf2onnx failed: {done.stderr.strip().splitlines()[-1]}")
+    return path
+
+
+def runtime_of(path: Path) -> Predict:
+    """A function from images (batch, side, side, 3) float32 to probabilities, by the file alone."""
+    if path.suffix == ".tflite":
+        return _litert(path)
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda images: session.run(None, {name: images})[0]
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    return lambda images: loaded.serve(tf.constant(images)).numpy()
+
+
+def _litert(path: Path) -> Predict:
+    import tensorflow as tf
+
+    interpreter = tf.lite.Interpreter(model_path=str(path))
+    given, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    interpreter.allocate_tensors()
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        rows = []
+        for image in images:  # the file takes one at a time
+            interpreter.set_tensor(given["index"], image[None])
+            interpreter.invoke()
+            rows.append(interpreter.get_tensor(result["index"])[0].copy())
+        return np.stack(rows)
+
+    return predict
+
+
+def compare(
+    file: Path,
+    keras_predict: Predict,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    reference: np.ndarray,
+) -> Row:
+    """Runs a file over the test split.
+
+    Args:
+        file: what was exported.
+        keras_predict: the Keras model, for the time.
+        batches: (images (batch, side, side, 3) float32, labels (batch,)).
+        reference: the Keras model's probabilities of all images.
+    """
+    predict = runtime_of(file)
+    probabilities, labels, first = [], [], None
+    for images, batch_labels in batches:
+        first = images if first is None else first
+        probabilities.append(predict(images))
+        labels.append(batch_labels)
+    found, expected = np.concatenate(probabilities), np.concatenate(labels)
+    chosen = found.argmax(axis=1)
+    size = sum(part.stat().st_size for part in file.rglob("*")) if file.is_dir() else None
+    return Row(
+        file=file.name,
+        megabytes=round((size or file.stat().st_size) / 1e6, 2),
+        accuracy=round(float((chosen == expected).mean()), 4),
+        agreement=round(float((chosen == reference.argmax(axis=1)).mean()), 4),
+        largest_difference=float(f"{np.abs(found - reference).max():.2g}"),
+        latency_ratio=round(latency_ratio(predict, keras_predict, first[:TIMED_IMAGES]), 2),
+    )
+
+
+def latency_ratio(predict: Predict, other: Predict, images: np.ndarray) -> float:
+    """The time that one image takes over that of another runtime: both in turn, medians."""
+    ratios = []
+    for _ in range(ROUNDS + 1):
+        seconds = []
+        for function in (predict, other):
+            started = time.perf_counter()
+            for image in images:
+                function(image[None])
+            seconds.append(time.perf_counter() - started)
+        ratios.append(seconds[0] / seconds[1])
+    return statistics.median(ratios[1:])  # the first round warms up
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table as it is written to exports/table.md."""
+    lines = [
+        "| file | MB | accuracy | same class | largest difference | time of an image, × Keras |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.file} | {row.megabytes} | {row.accuracy:.3f} | {row.agreement:.1%} | "
+            f"{row.largest_difference:.1e} | {row.latency_ratio:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def check_extra() -> None:
+    """UserError where a package of the extra is not installed."""
+    missing = [name for name in EXTRA_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} not installed; run `make extra NAME=export`")
+
+
+def main() -> None:
+    """Exports, compares, writes the table; fails where a float32 file differs."""
+    parser = argparse.ArgumentParser(prog="tools.export", description=__doc__.split(":")[0])
+    parser.add_argument("--model", type=Path, default=paths.FINE_TUNED, help="a .keras file")
+    options = parser.parse_args()
+    check_extra()
+    class_names = models.class_names(options.model)
+    index = shards.read_index(paths.IMAGES / "test")
+    start_tensorflow()
+    import tensorflow as tf
+
+    model = models.load(options.model)
+    side = model.get_layer("resize").height
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
+    one_size = fixed_size(model)
+    files = [
+        write_saved_model(model, FOLDER),
+        *write_litert(one_size, FOLDER),
+        write_onnx(one_size, FOLDER),
+    ]
+    (FOLDER / "class_names.json").write_text(json.dumps(class_names, ensure_ascii=False) + "\n")
+    forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+
+    def keras_predict(images: np.ndarray) -> np.ndarray:
+        return forward(tf.constant(images)).numpy()
+
+    def batches():
+        for images, labels, _ in shards.batches(paths.IMAGES / "test", 32, image_size=side):
+            yield images.numpy().astype(np.float32), labels.numpy()
+
+    reference = np.concatenate([keras_predict(images) for images, _ in batches()])
+    rows = []
+    for file in progress(files, total=len(files), unit="file", description="compare"):
+        rows.append(compare(file, keras_predict, batches(), reference))
+    (FOLDER / "table.md").write_text(markdown(rows), encoding="utf-8")
+    described = {
+        "images": index.count,
+        "machine": platform.machine(),
+        "rows": [asdict(row) for row in rows],
+    }
+    (FOLDER / "table.json").write_text(json.dumps(described, indent=2) + "\n")
+    print(markdown(rows), end="")
+    wrong = [
+        row.file
+        for row in rows
+        if row.file in FLOAT32 and row.largest_difference > LARGEST_DIFFERENCE
+    ]
+    if wrong:
+        raise UserError(
+            f"{', '.join(wrong)}: differs from the Keras model by more than {LARGEST_DIFFERENCE}; "
+            "do not ship it, and report the network's name"
+        )
+
+
+if __name__ == "__main__":
+    run(main)
