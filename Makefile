@@ -13,10 +13,10 @@ COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extra repro data test test-all lint format preset lock clean
+.PHONY: help setup extra repro data test test-all benchmark lint format preset lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-9s %s\n", $$1, $$2}' Makefile
 
 setup: $(INSTALLED) ## make .venv with the pinned requirements (GPU=1: with CUDA libraries)
 
@@ -51,6 +51,9 @@ test: setup ## run the tests
 
 test-all: $(EXTRAS:%=$(VENV)/extra-%) ## run what `make test` leaves out: slow, or of an extra
 	python -m pytest -m slow
+
+benchmark: setup ## compare speeds with what one would run instead, after a `make repro`
+	python -m tools.benchmark
 
 lint: setup ## check style and format
 	ruff check .

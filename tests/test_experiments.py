@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_means_and_spreads_are_over_seeds():
-    text = "data,layers,head,seed,features,loss\nd,l,h,0,8,0.25\nd,l,h,1,8,0.75\nd,l,k,0,8,0.5\n"
+    text = "data,layers,head,features,seed,loss\nd,l,h,8,0,0.25\nd,l,h,8,1,0.75\nd,l,k,8,0,0.5\n"
     lines = experiment_tables.table(text).splitlines()
     assert lines[2:] == ["| d | l | h | 8 | 2 | 0.500 ± 0.354 |", "| d | l | k | 8 | 1 | 0.500 |"]
 

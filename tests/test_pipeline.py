@@ -116,9 +116,10 @@ def test_a_colleague_pulls_the_results_and_trains_only_what_they_change(remote, 
         "compare",
         "report",
     ]
-    pulled = {path.name for path in (changing.folder / "data").iterdir()}
-    assert "images" in pulled  # which fine_tune reads
-    assert not {"raw", "features"} & pulled  # which it does not
+    data = changing.folder / "data"
+    assert (data / "images" / "train").exists()  # which fine_tune reads
+    assert not (data / "features").exists()  # which it does not
+    assert [path.name for path in (data / "raw").iterdir()] == ["dataset_info.json"]  # the report's
 
 
 def test_fine_tune_params_run_fine_tune_and_its_evaluation_only_and_come_back_from_the_cache(

@@ -1,4 +1,4 @@
-"""Compares speeds side by side, as ratios: `python -m tools.benchmark`.
+"""Compares speeds side by side, as ratios: `make benchmark`, after a `make repro`.
 
 Every case of a table runs in turn, several rounds long, in one process on one machine; the tables
 show medians of the rounds, their spread, and the ratio to the first case. Absolute rates belong to
@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.common import images
-from stages.common.run import progress, run, start_tensorflow
+from stages.common import images, paths
+from stages.common.run import UserError, progress, run, start_tensorflow
+from tools import benchmark_training as training
 
 RESULTS = Path("benchmarks/results.json")
 ROUNDS = 7
@@ -139,8 +140,22 @@ def decoding(encoded: Sequence[bytes], image_size: int, pool: ProcessPoolExecuto
 
 def main() -> None:
     """Runs every table and prints it."""
-    start_tensorflow()
-    results = {}
+    if not paths.HEAD.exists():
+        raise UserError(f"{paths.HEAD} does not exist; `make repro` makes what is measured")
+    start_tensorflow(0)
+    decoded, trained, accuracies = {}, {}, {}
+    for title, make, rounds in (
+        ("Ten epochs of a head, from shards", partial(training.head_epochs, accuracies), 3),
+        ("Forward pass of the frozen network", training.forward_pass, ROUNDS),
+        ("An epoch of fine-tuning", training.fine_tuning, ROUNDS),
+        ("Nothing to do", training.nothing_to_do, ROUNDS),
+    ):
+        cases, count = make()
+        rows = rates(cases, count, rounds)
+        print("\n" + table(title, rows), flush=True)
+        trained[title] = [asdict(row) for row in rows]
+    for case, values in accuracies.items():
+        print(f"validation accuracy of the head, {case}: {statistics.median(values):.4f}")
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for title, kind, size, count in (
             ("JPEG, 1024 by 768", "JPEG", (1024, 768), 200),
@@ -151,11 +166,17 @@ def main() -> None:
             encoded = [photograph(number, size, kind) for number in range(count)]
             rows = rates(decoding(encoded, IMAGE_SIZE, pool), count, ROUNDS)
             print("\n" + table(f"Decode and resize to {IMAGE_SIZE}: {title}", rows), flush=True)
-            results[title] = [asdict(row) for row in rows]
+            decoded[title] = [asdict(row) for row in rows]
     versions = {name: metadata.version(name) for name in PACKAGES}
     machine = {"cores": os.cpu_count(), "system": platform.platform(), **versions}
     RESULTS.parent.mkdir(exist_ok=True)
-    text = json.dumps({"machine": machine, "decoding": results}, indent=2, sort_keys=True)
+    results = {
+        "machine": machine,
+        "decoding": decoded,
+        "training": trained,
+        "head_validation_accuracy": accuracies,
+    }
+    text = json.dumps(results, indent=2, sort_keys=True)
     RESULTS.write_text(text + "\n", encoding="utf-8")
     print(f"\nwritten to {RESULTS}")
 

@@ -154,24 +154,17 @@ def _save(figure, file: Path) -> None:
     _pyplot().close(figure)
 
 
-def _text_or_none(revision: str | None, path: str) -> str | None:
-    try:
-        return revisions.read(revision, path)
-    except UserError:
-        return None
-
-
 def draw(commit: str, folder: Path) -> dict[str, str]:
     """Draws all pictures; title to the name of the file."""
     after = {
         stage: text
         for stage in STAGES
-        if (text := _text_or_none(None, f"plots/{stage}/history.csv")) is not None
+        if (text := revisions.read_result(None, f"plots/{stage}/history.csv")) is not None
     }
     before = {
         stage: text
         for stage in STAGES
-        if (text := _text_or_none(commit, f"plots/{stage}/history.csv")) is not None
+        if (text := revisions.read_result(commit, f"plots/{stage}/history.csv")) is not None
     }
     drawn = {}
     if after:
@@ -179,9 +172,11 @@ def draw(commit: str, folder: Path) -> dict[str, str]:
         drawn["Learning curves" if before else "Learning curves, of the work tree"] = "curves.png"
     for model in MODELS:
         path = f"plots/{model}/confusion.csv"
-        if text := _text_or_none(None, path):
+        if text := revisions.read_result(None, path):
             title = f"Confusion of {model.replace('_', '-')} on the test split"
-            draw_confusion(_text_or_none(commit, path), text, title, folder / f"{model}.png")
+            draw_confusion(
+                revisions.read_result(commit, path), text, title, folder / f"{model}.png"
+            )
             drawn[title] = f"{model}.png"
     return drawn
 

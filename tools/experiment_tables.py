@@ -11,17 +11,19 @@ from pathlib import Path
 
 FOLDER = Path("docs/experiments")
 PAGE = Path("docs/experiments.md")
-SETTING, SEED = ("data", "layers", "head", "features"), "seed"
+SEED = "seed"
 
 
 def table(text: str) -> str:
-    """Markdown of one CSV file."""
+    """Markdown of one CSV file: columns of the setting, then `seed`, then what was measured."""
     rows = list(csv.DictReader(text.splitlines()))
-    metrics = [name for name in rows[0] if name not in (*SETTING, SEED)]
+    names = list(rows[0])
+    settings_end = names.index(SEED)
+    setting_names, metrics = names[:settings_end], names[settings_end + 1 :]
     settings: dict[tuple, list[dict]] = {}
     for row in rows:
-        settings.setdefault(tuple(row[name] for name in SETTING), []).append(row)
-    header = [*SETTING, "seeds", *(name.replace("_", " ") for name in metrics)]
+        settings.setdefault(tuple(row[name] for name in setting_names), []).append(row)
+    header = [*setting_names, "seeds", *(name.replace("_", " ") for name in metrics)]
     lines = [header, ["---"] * len(header)] + [
         [
             *setting,

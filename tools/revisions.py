@@ -40,6 +40,22 @@ def read(revision: str | None, path: str) -> str:
     return done.stdout
 
 
+def read_result(revision: str | None, path: str) -> str | None:
+    """A result's text, from Git or from DVC's cache or remote; None where it is in none of them."""
+    try:
+        return read(revision, path)
+    except UserError:
+        if revision is None:
+            return None
+    import dvc.api
+    from dvc.exceptions import DvcException
+
+    try:
+        return dvc.api.read(path, repo=".", rev=revision)
+    except (DvcException, OSError):
+        return None
+
+
 def split_of_lock(revision: str | None) -> str:
     """The hash of the table of splits that dvc.lock of a revision holds."""
     lock = yaml.safe_load(read(revision, "dvc.lock"))

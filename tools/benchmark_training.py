@@ -1,0 +1,185 @@
+"""Compares training and prediction with what a user would run instead, on the last run's data.
+
+`python -m tools.benchmark` calls it after a `make repro`. Each table has two or three ways to the
+same end, in turn, in one process; the first case is what the others are compared with.
+"""
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from stages.common import augment, heads, models, paths, shards, training
+
+EPOCHS = 10  # of the tutorial's first phase
+BATCH = 32
+FINE_TUNED_IMAGES = 320
+HEAD = {
+    "optimizer": "adamw",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.01,
+    "schedule": "constant",
+    "decay_per_step": 0.0,
+    "warmup_epochs": 0.0,
+    "label_smoothing": 0.0,
+    "clip_norm": None,
+    "average_decay": None,
+    "batch_size": BATCH,
+    "epochs": EPOCHS,
+    "seconds_budget": None,
+    "early_stopping_patience": None,
+}
+
+Cases = dict[str, Callable[[], object]]
+
+
+def head_epochs(accuracies: dict[str, list[float]]) -> tuple[Cases, int]:
+    """Ten epochs of a head, from shards to a trained head, and the images that one call handles.
+
+    Same images, backbone, head, optimizer and epochs on both sides.
+
+    Args:
+        accuracies: gets each case's accuracy on the validation split, a number for each call.
+    """
+    import keras
+
+    backbone = models.load(paths.BACKBONE)
+    side = backbone.get_layer("resize").height
+    index = shards.read_index(paths.IMAGES / "train")
+    classes = len(index.class_names)
+    given = training.TrainingParams(**HEAD)
+    steps = -(-index.count // BATCH)
+
+    def new_head(features):
+        keras.utils.set_random_seed(0)
+        return heads.build("dense", (features.shape[-1],), classes, hidden_units=[512], dropout=0.2)
+
+    def labelled(split: str):
+        return training.with_one_hot(
+            shards.batches(paths.IMAGES / split, BATCH, image_size=side), classes
+        )
+
+    def tutorial() -> None:
+        """The frozen network in the graph: every epoch goes through it again."""
+        backbone.trainable = False
+        images = keras.Input((side, side, 3))
+        features = keras.layers.GlobalAveragePooling2D()(backbone(images, training=False))
+        model = keras.Model(images, new_head(features)(features))
+        training.compile_model(model, given, steps)
+        shuffled = labelled("train").shuffle(steps, seed=0)
+        history = model.fit(
+            shuffled, epochs=EPOCHS, validation_data=labelled("valid"), verbose=0
+        ).history
+        accuracies.setdefault("tutorial", []).append(history["val_accuracy"][-1])
+
+    def ours() -> None:
+        """The frozen network once, then the head alone."""
+        pooled = keras.Model(backbone.input, keras.layers.GlobalAveragePooling2D()(backbone.output))
+        with tempfile.TemporaryDirectory() as folder:
+            for split in ("train", "valid"):
+                batches = shards.batches(paths.IMAGES / split, 64, image_size=side)
+                count = shards.read_index(paths.IMAGES / split).count
+                found, labels, ids = training.predict(pooled, batches, count, f"features {split}")
+                records = zip(found.astype(np.float16), labels.tolist(), ids, strict=True)
+                shards.write_all(Path(folder) / split, records, "float16", index.class_names)
+            model = new_head(pooled.output)
+            training.compile_model(model, given, steps)
+            history = training.fit(
+                model,
+                given,
+                make_training_batches=lambda first: training.with_one_hot(
+                    shards.training_batches(
+                        Path(folder) / "train", BATCH, seed=0, first_epoch=first, epochs=EPOCHS
+                    ),
+                    classes,
+                ),
+                validation_batches=training.with_one_hot(
+                    shards.batches(Path(folder) / "valid", BATCH), classes
+                ),
+                images_per_epoch=index.count,
+                backup=Path(folder) / "backup",
+            )
+        accuracies.setdefault("ours", []).append(history[-1]["val_accuracy"])
+
+    return {"the tutorial's loop": tutorial, "extract_features, train_head": ours}, index.count
+
+
+def forward_pass() -> tuple[Cases, int]:
+    """The frozen pass over the test images: `model.predict` on an array against ours on shards."""
+    backbone = models.load(paths.BACKBONE)
+    side = backbone.get_layer("resize").height
+    folder = paths.IMAGES / "test"
+    count = shards.read_index(folder).count
+    images = np.concatenate(
+        [batch[0].numpy() for batch in shards.batches(folder, 64, image_size=side)]
+    )
+
+    def ours() -> None:
+        batches = shards.batches(folder, 64, image_size=side)
+        training.predict(backbone, batches, count, "forward")
+
+    cases: Cases = {
+        "model.predict on an array": lambda: backbone.predict(images, batch_size=64, verbose=0),
+        "ours, from shards": ours,
+    }
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("tf2onnx"):
+        cases["ONNX Runtime on an array (extra)"] = _onnx(backbone, images)
+    return cases, count
+
+
+def _onnx(backbone, images: np.ndarray) -> Callable[[], object]:
+    import keras
+
+    from tools import export
+
+    side = backbone.get_layer("resize").height
+    inputs = keras.Input((side, side, 3), name="images", dtype="float32")
+    fixed = keras.Model(inputs, backbone.get_layer("backbone")(inputs, training=False))
+    folder = tempfile.mkdtemp()
+    run = export.runtime_of(export.write_onnx(fixed, Path(folder)))
+    starts = range(0, len(images), 64)
+    return lambda: [run(images[start : start + 64].astype(np.float32)) for start in starts]
+
+
+def fine_tuning() -> tuple[Cases, int]:
+    """An epoch of fine-tuning: bare `model.fit` on arrays against ours on shards."""
+    index = shards.read_index(paths.IMAGES / "train")
+    classes = len(index.class_names)
+    count = min(FINE_TUNED_IMAGES, index.count)
+    classifier = models.load(paths.HEAD)
+    side = classifier.get_layer("resize").height
+    given = training.TrainingParams(**HEAD)
+    model = models.training_model(
+        classifier, augment.random_symmetry_layer([augment.IDENTITY], 0), [side, side, 3]
+    )
+    model.trainable = True
+    training.compile_model(model, given, count // BATCH)
+    steps = count // BATCH
+
+    def batches():
+        return training.with_one_hot(
+            shards.training_batches(
+                paths.IMAGES / "train", BATCH, seed=0, first_epoch=0, epochs=1, image_size=side
+            ),
+            classes,
+        ).take(steps)
+
+    arrays = [part.numpy() for part in next(iter(batches().unbatch().batch(count)))]
+    return {
+        "model.fit on arrays": lambda: model.fit(*arrays, batch_size=BATCH, verbose=0),
+        "ours, from shards": lambda: model.fit(batches(), steps_per_epoch=steps, verbose=0),
+    }, steps * BATCH
+
+
+def nothing_to_do() -> tuple[Cases, int]:
+    """`dvc repro` where nothing changed, against `dvc status`."""
+
+    def dvc(*words: str) -> None:
+        command = [sys.executable, "-m", "dvc", *words]
+        subprocess.run(command, check=True, capture_output=True)
+
+    return {"dvc status": lambda: dvc("status"), "dvc repro": lambda: dvc("repro")}, 1
