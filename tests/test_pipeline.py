@@ -6,11 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.toy_project import ToyProject
+from tools import revisions
 
 ALL_STAGES = [
     "fetch",
@@ -99,7 +101,9 @@ def remote(request, project, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "remote", ["folder", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
 )
-def test_a_colleague_pulls_the_results_and_trains_only_what_they_change(remote, project, tmp_path):
+def test_a_colleague_pulls_the_results_and_trains_only_what_they_change(
+    remote, project, tmp_path, monkeypatch
+):
     project.commit("results")
     project.run("dvc", "push")
     clone = ToyProject.clone(project, tmp_path / "clone")
@@ -107,6 +111,10 @@ def test_a_colleague_pulls_the_results_and_trains_only_what_they_change(remote, 
     assert clone.results() == project.results()
     shutil.copytree(project.folder / "data" / "own", clone.folder / "data" / "own")
     assert clone.repro() == []
+    monkeypatch.chdir(clone.folder)  # learning curves are DVC's, not Git's
+    curve = Path("plots/fine_tune/history.csv").read_text()
+    assert revisions.read_result("HEAD", "plots/fine_tune/history.csv") == curve
+    assert revisions.read_result("HEAD", "plots/fine_tune/no.csv") is None
 
     changing = ToyProject.clone(project, tmp_path / "changing")
     changing.set_params({"fine_tune": {"epochs": 1}})

@@ -49,10 +49,11 @@ def read_result(revision: str | None, path: str) -> str | None:
             return None
     import dvc.api
     from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexDirError
 
     try:
         return dvc.api.read(path, repo=".", rev=revision)
-    except (DvcException, OSError):
+    except (DvcException, DataIndexDirError, OSError):
         return None
 
 
