@@ -1,0 +1,73 @@
+"""tools.sweep: two workers, four experiments, and which GPU a worker sees."""
+
+from collections import Counter
+
+import pytest
+
+from stages.common.run import UserError
+from tests.toy_project import ToyProject
+from tools import sweep
+
+STATUS = """Task     Name    Created    Status
+1a2b3c4  dusty-Failed        11:01 AM   Running
+2a2b3c4          11:01 AM   Queued
+3a2b3c4  fine    10:58 AM   Success
+4a2b3c4          10:57 AM   Failed
+
+Worker status: 1 active, 1 idle
+"""
+
+
+def test_states_and_workers_are_read_from_the_queue():
+    assert sweep.tasks(STATUS) == Counter(Running=1, Queued=1, Success=1, Failed=1)
+    assert sweep.workers_of(STATUS) == 2
+    assert sweep.workers_of("No experiment tasks in the queue.") == 0
+
+
+@pytest.mark.parametrize(
+    ("workers", "available", "expected"),
+    [
+        (None, [], [None]),
+        (3, [], [None, None, None]),
+        (None, ["0", "1"], ["0", "1"]),
+        (1, ["2", "5"], ["2"]),
+    ],
+)
+def test_each_worker_has_a_gpu_of_its_own(workers, available, expected):
+    assert sweep.devices(workers, available) == expected
+
+
+def test_more_workers_than_gpus_are_refused():
+    with pytest.raises(UserError, match="expected at most 2, the number of GPUs, received 3"):
+        sweep.devices(3, ["0", "1"])
+
+
+def test_gpus_are_those_that_are_visible(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert sweep.gpus() == ["3", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert sweep.gpus() == []
+
+
+@pytest.mark.slow
+def test_four_experiments_by_two_workers_end_in_one_table(tmp_path):
+    project = ToyProject(tmp_path)
+    project.set_params({"fine_tune": {"epochs": 1}, "train_head": {"epochs": 2}})
+    project.repro()
+    project.commit("results")
+    output = project.run(
+        "tools.sweep",
+        *("-S", "train_head.learning_rate=0.001,0.01"),
+        *("-S", "train_head.dropout=0.1,0.3"),
+        *("--workers", "2"),
+    )
+    rows = [line for line in output.splitlines() if "0.001" in line or "0.01" in line]
+    pairs = {
+        (rate, rest)
+        for line in rows
+        for rate in ("0.001", "0.01")
+        for rest in ("0.1", "0.3")
+        if f" {rate} " in line and f" {rest} " in line
+    }
+    assert len(pairs) == 4, output
+    assert "4/4" in output

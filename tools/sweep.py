@@ -1,0 +1,153 @@
+"""Runs a grid of experiments, a worker for each GPU: python -m tools.sweep -S KEY=A,B [-S …].
+
+Queues every combination with DVC, starts its workers one by one so that each sees one GPU only
+(CUDA_VISIBLE_DEVICES), shows progress, and ends with DVC's table of results. Killed, it leaves the
+workers running: call it without -S to watch them on.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import yaml
+
+from stages.common.params import PARAMS_FILE
+from stages.common.run import UserError, progress, run
+
+POLL_SECONDS = 5
+START_SECONDS = 120  # in which a worker that starts must have come up
+WAITING = ("Queued", "Running")
+
+
+def dvc(*words: str, environment: dict[str, str] | None = None) -> str:
+    """Runs DVC and returns what it prints; UserError with its last lines where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *words],
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise UserError(f"dvc {' '.join(words)} failed: {done.stderr.strip()[-1000:]}")
+    return done.stdout
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA names them; none on a machine without."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.split() if done.returncode == 0 else []
+
+
+def devices(workers: int | None, available: list[str]) -> list[str | None]:
+    """The GPU of each worker, or None for a worker that is left as it is.
+
+    Args:
+        workers: how many; None: as many as GPUs, at least one.
+        available: what `gpus` found.
+
+    Raises:
+        UserError: more workers than GPUs, where there are any.
+    """
+    if not available:
+        return [None] * (workers or 1)
+    if workers is not None and workers > len(available):
+        raise UserError(
+            f"--workers: expected at most {len(available)}, the number of GPUs, received {workers}"
+        )
+    return list(available[:workers])
+
+
+def tasks(status: str) -> Counter:
+    """How many experiments are in which state, from what `dvc queue status` prints."""
+    rows = [line.split() for line in status.splitlines()]
+    states = {"Queued", "Running", "Success", "Failed", "Preparing"}
+    return Counter(word for row in rows for word in row if word in states and row[-1] == word)
+
+
+def workers_of(status: str) -> int:
+    """How many workers run, from what `dvc queue status` prints."""
+    found = re.search(r"Worker status: (\d+) active, (\d+) idle", status)
+    return int(found[1]) + int(found[2]) if found else 0
+
+
+def untracked_data() -> list[str]:
+    """The data folder, where Git does not hold it: an experiment's own folder needs a copy."""
+    path = yaml.safe_load(PARAMS_FILE.read_text(encoding="utf-8"))["dataset"]["path"]
+    command = ["git", "status", "--porcelain", "--ignored", "--untracked-files=all", "--", path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return [path] if done.stdout.strip() else []
+
+
+def start(worker_devices: list[str | None]) -> None:
+    """Starts the workers one after the other, each with its own environment.
+
+    DVC starts all that are missing at once, with one environment: the next may be asked for only
+    when the one before is up.
+    """
+    for number, device in enumerate(worker_devices, 1):
+        environment = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+        dvc("queue", "start", "--jobs", str(number), environment=environment)
+        begun = time.monotonic()
+        while workers_of(status := dvc("queue", "status")) < number:
+            if not any(tasks(status)[state] for state in WAITING):
+                return  # all was done before this worker was needed
+            if time.monotonic() - begun > START_SECONDS:
+                raise UserError(f"worker {number} did not start; see `dvc queue logs`")
+            time.sleep(1)
+
+
+def watch() -> Counter:
+    """Shows progress until no experiment waits or runs; the states at the end."""
+    before = tasks(dvc("queue", "status"))
+    total = sum(before.values())
+    with progress(None, total=total, unit="experiment", description="sweep") as bar:
+        while True:
+            now = tasks(dvc("queue", "status"))
+            bar.update(now["Success"] + now["Failed"] - bar.n)
+            if not any(now[state] for state in (*WAITING, "Preparing")):
+                return now
+            time.sleep(POLL_SECONDS)
+
+
+def main() -> None:
+    """Queues, runs and shows."""
+    parser = argparse.ArgumentParser(prog="tools.sweep", description=__doc__.split(":")[0])
+    parser.add_argument(
+        "-S",
+        "--set-param",
+        action="append",
+        default=[],
+        metavar="KEY=A,B",
+        help="a param and its values; several: every combination",
+    )
+    parser.add_argument("--workers", type=int, help="default: one for each GPU, one without any")
+    options = parser.parse_args()
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers: expected 1 or more, received {options.workers}")
+    worker_devices = devices(options.workers, gpus())
+    if options.set_param:
+        words = [word for change in options.set_param for word in ("-S", change)]
+        copies = [word for path in untracked_data() for word in ("--copy-paths", path)]
+        print(dvc("exp", "run", "--queue", *copies, *words), end="", flush=True)
+    start(worker_devices)
+    states = watch()
+    print(dvc("exp", "show", "--only-changed", "--no-pager", "--hide-workspace", "--md"), end="")
+    if states["Failed"]:
+        raise UserError(
+            f"{states['Failed']} experiments failed; `dvc queue status` names them and "
+            "`dvc queue logs NAME` says why"
+        )
+
+
+if __name__ == "__main__":
+    run(main)
