@@ -1,13 +1,16 @@
 """The whole graph on toy data: what runs again, what is the same, what survives a kill."""
 
 import csv
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
+import zipfile
 from pathlib import Path
 
+import h5py
 import pytest
 import yaml
 
@@ -50,6 +53,11 @@ def test_models_learn_and_metrics_are_whole(project):
         assert metrics["images"] == 24
         assert metrics["accuracy"] > 0.9  # three colours
         assert set(metrics["class"]) == {"blue", "green", "red"}
+        with zipfile.ZipFile(project.folder / "models" / f"{model}.keras") as file:
+            with h5py.File(io.BytesIO(file.read("model.weights.h5"))) as weights:
+                groups = []
+                weights.visit(groups.append)
+        assert not [name for name in groups if "optimizer" in name]
     output = project.run("tools.summary")
     assert "accuracy" in output
     assert "fine-tuned" in output
