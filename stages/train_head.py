@@ -158,7 +158,7 @@ def main() -> None:
             prepare=lambda batches, first_batch: one_view(batches, seed, first_batch),
         )
     backbone_model = models.at_layers(models.load(paths.BACKBONE), blocks.read_layers())
-    model = models.assemble(backbone_model, models.without_optimizer(head), temperature)
+    model = models.assemble(backbone_model, head, temperature)
     models.save(model, paths.HEAD, index.class_names)
     frozen = model.count_params() - head.count_params()
     print(f"{head.count_params():,} parameters trained, {frozen:,} frozen")

@@ -203,18 +203,6 @@ def _mixed(mixture, images, labels, image_weights):
     return mixed["images"], labels, ops.squeeze(weights, axis=-1)
 
 
-def without_optimizer(model):
-    """An equal model that was never compiled, its weights a copy.
-
-    Keras saves the optimizer of a model that is part of another, all its moments among them.
-    """
-    import keras
-
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    return copy
-
-
 def leaf_layers(model):
     """All layers in order, those of models inside included; the models themselves are not."""
     import keras
