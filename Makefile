@@ -5,15 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := requirements$(if $(GPU),-gpu).txt
 INSTALLED := $(VENV)/installed$(if $(GPU),-gpu)
-# What only some want; it joins .venv.
-EXTRAS := $(filter-out gpu,$(patsubst requirements-%.in,%,$(wildcard requirements-*.in)))
+# What only some want. Extras join .venv; the demo, whose packages and DVC's exclude each other, has
+# an environment of its own.
+EXTRAS := $(filter-out gpu demo,$(patsubst requirements-%.in,%,$(wildcard requirements-*.in)))
+DEMO := $(VENV)-demo
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links
 # Stages are `python -m …`: this environment's python must be the first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extra repro data test test-all benchmark lint format preset lock clean
+.PHONY: help setup extra repro data demo test test-all benchmark lint format preset lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-9s %s\n", $$1, $$2}' Makefile
@@ -37,6 +39,11 @@ $(VENV)/extra-%: requirements-%.txt $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
+$(DEMO)/installed: requirements-demo.txt
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 repro: setup ## run the pipeline, then show the test metrics (GPU=1: on a GPU)
 	python -m tools.check_params
 	dvc repro
@@ -49,7 +56,10 @@ data: setup ## fetch and split only, then say what is in the data and what to do
 test: setup ## run the tests
 	python -m pytest
 
-test-all: $(EXTRAS:%=$(VENV)/extra-%) ## run what `make test` leaves out: slow, or of an extra
+demo: $(DEMO)/installed ## classify pictures on a local web page (OPTIONS='--model … --port …')
+	$(DEMO)/bin/python -m tools.demo $(OPTIONS)
+
+test-all: $(EXTRAS:%=$(VENV)/extra-%) $(DEMO)/installed ## run what `make test` leaves out: slow, or of an extra
 	python -m pytest -m slow
 
 benchmark: setup ## compare speeds with what one would run instead, after a `make repro`
@@ -71,10 +81,11 @@ lock: ## resolve requirements*.in anew
 	$(VENV)-lock/bin/pip install --quiet uv
 	$(COMPILE) requirements.in -o requirements.txt
 	$(COMPILE) requirements-gpu.in -o requirements-gpu.txt
+	$(COMPILE) requirements-demo.in -o requirements-demo.txt
 	@# All extras fit into one environment: they are resolved together, then parted.
 	$(COMPILE) $(EXTRAS:%=requirements-%.in) -o $(VENV)-lock/extras.txt
 	$(foreach extra,$(EXTRAS),$(COMPILE) -c $(VENV)-lock/extras.txt requirements-$(extra).in \
 		-o requirements-$(extra).txt;)
 
-clean: ## remove .venv; data, models and the cache stay
-	rm -rf $(VENV) $(VENV)-lock
+clean: ## remove .venv and its kin; data, models and the cache stay
+	rm -rf $(VENV) $(VENV)-lock $(DEMO)

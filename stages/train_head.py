@@ -8,6 +8,7 @@ Writes: models/head.keras — images to calibrated probabilities.
         solver lbfgs one row for each L2 strength.
 """
 
+import functools
 from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator, field_validator, model_validator
@@ -135,7 +136,8 @@ def main() -> None:
     check_features(parameters.head, "map" if len(feature_shape) == 3 else "pooled")
     image_weights = weights.load(parameters, "train_head", index.class_names, index.class_counts)
     start_tensorflow(seed)
-    head = heads.build(
+    build_head = functools.partial(
+        heads.build,
         parameters.head,
         feature_shape,
         len(index.class_names),
@@ -144,6 +146,7 @@ def main() -> None:
         activation=parameters.activation,
         batch_norm=parameters.batch_norm,
     )
+    head = build_head()
     if parameters.solver == "lbfgs":
         temperature = solve(head, image_weights)
     else:
@@ -158,7 +161,10 @@ def main() -> None:
             prepare=lambda batches, first_batch: one_view(batches, seed, first_batch),
         )
     backbone_model = models.at_layers(models.load(paths.BACKBONE), blocks.read_layers())
-    model = models.assemble(backbone_model, head, temperature)
+    # A model that was compiled is saved with its optimizer, which nobody needs and Keras warns of.
+    saved_head = build_head()
+    saved_head.set_weights(head.get_weights())
+    model = models.assemble(backbone_model, saved_head, temperature)
     models.save(model, paths.HEAD, index.class_names)
     frozen = model.count_params() - head.count_params()
     print(f"{head.count_params():,} parameters trained, {frozen:,} frozen")

@@ -1,13 +1,16 @@
 """The whole graph on toy data: what runs again, what is the same, what survives a kill."""
 
 import csv
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
+import zipfile
 from pathlib import Path
 
+import h5py
 import pytest
 import yaml
 
@@ -73,6 +76,18 @@ def test_report_is_one_page_about_this_run(project):
     assert f"{100 * metrics['accuracy']:.1f}" in page
     for class_name in metrics["class"]:
         assert class_name in page
+
+
+def test_the_models_carry_no_optimizer(project):
+    for path in sorted((project.folder / "models").glob("*.keras")):
+        with (
+            zipfile.ZipFile(path) as file,
+            h5py.File(io.BytesIO(file.read("model.weights.h5"))) as weights,
+        ):
+            names = []
+            weights.visit(names.append)
+        assert names
+        assert not [name for name in names if "optimizer" in name], path
 
 
 @pytest.fixture

@@ -77,7 +77,12 @@ def test_what_is_printed_is_what_the_model_says(folder, model_file):
     files = predict.find([folder / "0.png", folder / "deep" / "3.png"], "path")
     found = list(
         predict.classify(
-            model, NAMES, files, top=1, batch_size=8, on_bad=None, on_batch=lambda *_: None
+            predict.Classifier(model_file),
+            files,
+            top=1,
+            batch_size=8,
+            on_bad=None,
+            on_batch=lambda *_: None,
         )
     )
     for prediction in found:

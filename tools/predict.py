@@ -16,7 +16,7 @@ from typing import TextIO
 
 import numpy as np
 
-from stages.common import images, models, params, paths, shards
+from stages.common import explain, images, models, params, paths, shards
 from stages.common.run import UserError, progress, run, start_tensorflow
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
@@ -91,9 +91,45 @@ def read_files(files: Iterable[Path]) -> Iterator[ImageFile]:
             yield ImageFile(path, b"", error.strerror or str(error))
 
 
+class Classifier:
+    """A model file, ready to use: `class_names`, `side` of its square input in pixels, passes.
+
+    Raises:
+        UserError: the file is no classifier that train_head or fine_tune saved.
+    """
+
+    def __init__(self, path: Path):
+        self.class_names = models.class_names(path)  # before anything heavy
+        start_tensorflow()
+        import tensorflow as tf
+
+        model = models.load(path)
+        self.side: int = model.get_layer("resize").height
+        self._forward = tf.function(lambda batch: model(batch, training=False))
+        self._heat_maps = functools.cache(lambda: explain.heat_mapper(model))
+
+    def picture(self, encoded: bytes) -> np.ndarray:
+        """An encoded image as the model sees it: (side, side, 3) uint8; or images.BadImage."""
+        return self.square(images.to_array(encoded, self.side))
+
+    def square(self, pixels: np.ndarray) -> np.ndarray:
+        """As shards.batches makes squares of stored images."""
+        if pixels.shape[:2] == (self.side, self.side):
+            return pixels
+        return shards.square_pixels(pixels, self.side).numpy()
+
+    def probabilities(self, pictures: np.ndarray) -> np.ndarray:
+        """(batch, side, side, 3) uint8 to (batch, classes) float32."""
+        return self._forward(pictures).numpy()
+
+    def overlays(self, pictures: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
+        """Each picture with where the network looked for its class (Grad-CAM), of equal shape."""
+        heat_maps = self._heat_maps()(pictures, classes)
+        return [explain.overlay(*pair) for pair in zip(pictures, heat_maps, strict=True)]
+
+
 def classify(
-    model,
-    class_names: list[str],
+    classifier: Classifier,
     files: Iterable[Path],
     *,
     top: int,
@@ -107,8 +143,7 @@ def classify(
     model's own.
 
     Args:
-        model: a classifier from `models.assemble`.
-        class_names: (classes,).
+        classifier: does the work.
         files: of images.
         top: how many classes to name.
         batch_size: images in one forward pass.
@@ -116,21 +151,18 @@ def classify(
         on_batch: gets paths, images (batch, side, side, 3) uint8 and probabilities
             (batch, classes) of each batch.
     """
-    import tensorflow as tf
-
-    side = model.get_layer("resize").height
-    forward = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
-    decode = functools.partial(images.to_array, image_size=side)
 
     def predict(batch: list[tuple[Path, np.ndarray]]) -> Iterator[Prediction]:
         batch_paths, pixels = zip(*batch, strict=True)
-        stacked = np.stack([_square(picture, side) for picture in pixels])
-        probabilities = forward(tf.constant(stacked)).numpy()
-        on_batch(list(batch_paths), stacked, probabilities)
+        pictures = np.stack([classifier.square(picture) for picture in pixels])
+        probabilities = classifier.probabilities(pictures)
+        on_batch(list(batch_paths), pictures, probabilities)
         for path, row in zip(batch_paths, probabilities, strict=True):
             best = np.argsort(-row, kind="stable")[:top]
-            yield Prediction(path, [(class_names[place], float(row[place])) for place in best])
+            likeliest = [(classifier.class_names[place], float(row[place])) for place in best]
+            yield Prediction(path, likeliest)
 
+    decode = functools.partial(images.to_array, image_size=classifier.side)
     waiting: list[tuple[Path, np.ndarray]] = []
     for file, result in images.map_encoded(decode, read_files(files)):
         if isinstance(result, images.BadImage):
@@ -142,13 +174,6 @@ def classify(
             waiting = []
     if waiting:
         yield from predict(waiting)
-
-
-def _square(picture: np.ndarray, side: int) -> np.ndarray:
-    """As shards.batches makes squares of stored images."""
-    if picture.shape[:2] == (side, side):
-        return picture
-    return shards.square_pixels(picture, side).numpy()
 
 
 def write_table(predictions: Iterable[Prediction], out: TextIO) -> None:
@@ -185,27 +210,24 @@ def write_json(predictions: Iterable[Prediction], out: TextIO) -> None:
 WRITERS = {"table": write_table, "json": write_json, "csv": write_csv}
 
 
-def explainer(model, folder: Path) -> Callable[[list[Path], np.ndarray, np.ndarray], None]:
-    """Writes for each image where the network looked for its likeliest class (Grad-CAM).
+def explainer(
+    classifier: Classifier, folder: Path
+) -> Callable[[list[Path], np.ndarray, np.ndarray], None]:
+    """Writes for each image where the network looked for its likeliest class.
 
     Names follow from a running number and the image's own name, since two folders may hold files
     of one name.
     """
     from PIL import Image
 
-    from stages.common import explain
-
     folder.mkdir(parents=True, exist_ok=True)
     written = 0
 
     def write(batch_paths: list[Path], pictures: np.ndarray, probabilities: np.ndarray) -> None:
         nonlocal written
-        heat_maps = explain.heat_maps(
-            model, pictures, probabilities.argmax(axis=1), batch_size=len(pictures)
-        )
-        for path, picture, heat_map in zip(batch_paths, pictures, heat_maps, strict=True):
+        overlays = classifier.overlays(pictures, probabilities.argmax(axis=1))
+        for path, picture, overlay in zip(batch_paths, pictures, overlays, strict=True):
             written += 1
-            overlay = explain.overlay(picture, heat_map)
             both = np.concatenate([picture, overlay], axis=1)
             Image.fromarray(both).save(folder / f"{written:06} {path.stem}.png")
 
@@ -235,10 +257,8 @@ def _positive(text: str) -> int:
 def main() -> None:
     """Prints predictions; bad files go to standard error, and make the exit status 1."""
     options = parse(sys.argv[1:])
-    class_names = models.class_names(options.model)
     files = find(options.inputs, options.path_column)
-    start_tensorflow()
-    model = models.load(options.model)
+    classifier = Classifier(options.model)
     bad = 0
     with progress(None, total=len(files), unit="image", description="predict") as bar:
 
@@ -248,7 +268,7 @@ def main() -> None:
             bar.update(1)
             bar.write(f"error: {path}: {why}", file=sys.stderr)
 
-        explain_batch = explainer(model, options.explain) if options.explain else None
+        explain_batch = explainer(classifier, options.explain) if options.explain else None
 
         def on_batch(batch_paths, pictures, probabilities) -> None:
             bar.update(len(batch_paths))
@@ -256,8 +276,7 @@ def main() -> None:
                 explain_batch(batch_paths, pictures, probabilities)
 
         predictions = classify(
-            model,
-            class_names,
+            classifier,
             files,
             top=options.top,
             batch_size=options.batch_size,

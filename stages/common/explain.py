@@ -1,5 +1,7 @@
 """Grad-CAM: which parts of a picture speak for a class."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 # Dark to bright in even steps, so that it reads in grey and with any colour deficiency.
@@ -7,22 +9,22 @@ COLORMAP = "inferno"
 MOST_OPAQUE = 0.6  # of the colour over the picture, where the heat is 1
 
 
-def heat_maps(model, images: np.ndarray, classes: np.ndarray, batch_size: int) -> np.ndarray:
-    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) of one class for each picture.
+def heat_mapper(model) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """A function that makes heat maps of one batch after another, its graph built once.
 
-    The feature map is the output of the classifier's layer `backbone`, whatever network that is; of
-    several, the last, so that what the others say of the class is not in the picture. The score is
-    the class's logit before the temperature.
+    Grad-CAM (Selvaraju et al. 2017, equations 1 and 2). The feature map is the output of the
+    classifier's layer `backbone`, whatever network that is; of several, the last, so that what the
+    others say of the class is not in the picture. The score is the class's logit before the
+    temperature.
 
     Args:
         model: a classifier from `models.assemble`.
-        images: (images, height, width, 3), RGB, uint8 or float 0–255.
-        classes: (images,), whole numbers: the class to explain.
-        batch_size: pictures in one pass.
 
     Returns:
-        (images, rows, columns) of the feature map, float32 from 0 to 1: the largest value of each
-        map is 1, or the map is all 0 where nothing in the picture speaks for the class.
+        A function from images (batch, height, width, 3), RGB, uint8 or float 0–255, and classes
+        (batch,), whole numbers, to (batch, rows, columns) of the feature map, float32 from 0 to 1:
+        the largest value of each map is 1, or the map is all 0 where nothing in the picture speaks
+        for the class.
 
     Raises:
         ValueError: the backbone's output is no feature map (batch, rows, columns, channels).
@@ -32,7 +34,7 @@ def heat_maps(model, images: np.ndarray, classes: np.ndarray, batch_size: int) -
     resize, backbone, head = (model.get_layer(name) for name in ("resize", "backbone", "head"))
     pool = [layer for layer in model.layers if layer.name == "pool"]
     several = isinstance(backbone.output, list)
-    shape = (backbone.output[-1] if several else backbone.output).shape
+    shape = _feature_map_shape(model)
     if len(shape) != 4:
         raise ValueError(
             "Grad-CAM needs a backbone whose output is (batch, rows, columns, channels), received "
@@ -55,15 +57,24 @@ def heat_maps(model, images: np.ndarray, classes: np.ndarray, batch_size: int) -
         maps = tf.nn.relu(tf.reduce_sum(weights * tf.cast(feature_map, tf.float32), axis=3))
         return tf.math.divide_no_nan(maps, tf.reduce_max(maps, axis=(1, 2), keepdims=True))
 
-    starts = range(0, len(images), batch_size)
+    return lambda images, classes: of_batch(
+        tf.constant(images), tf.constant(classes, tf.int64)
+    ).numpy()
+
+
+def heat_maps(model, images: np.ndarray, classes: np.ndarray, batch_size: int) -> np.ndarray:
+    """Heat maps of many images, see `heat_mapper`: (images, rows, columns), float32."""
+    of_batch = heat_mapper(model)
     maps = [
-        of_batch(
-            tf.constant(images[start : start + batch_size]),
-            tf.constant(classes[start : start + batch_size], tf.int64),
-        ).numpy()
-        for start in starts
+        of_batch(images[start : start + batch_size], classes[start : start + batch_size])
+        for start in range(0, len(images), batch_size)
     ]
-    return np.concatenate(maps) if maps else np.zeros((0, *shape[1:3]), np.float32)
+    return np.concatenate(maps) if maps else np.zeros((0, *_feature_map_shape(model)[1:3]), "f4")
+
+
+def _feature_map_shape(model) -> tuple:
+    output = model.get_layer("backbone").output
+    return (output[-1] if isinstance(output, list) else output).shape
 
 
 def overlay(picture: np.ndarray, heat_map: np.ndarray) -> np.ndarray:

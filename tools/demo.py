@@ -1,0 +1,116 @@
+"""A local web page to drop an image on: classes, probabilities and where the network looked.
+
+`make demo` installs what it needs, into .venv-demo, and opens it. Only this machine reaches the
+page unless --host says otherwise; what is uploaded is removed when the page's server ends.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from stages.common import images, paths
+from stages.common.run import run
+from tools import predict
+
+SHOWN_CLASSES = 5
+SYSTEM_FONTS = ["system-ui", "sans-serif"]  # the library's own would be fetched from the network
+
+
+def look_at(classifier: predict.Classifier, encoded: bytes) -> tuple[dict[str, float], np.ndarray]:
+    """Class to probability, and the picture with where the network looked for the likeliest.
+
+    Raises:
+        images.BadImage: the bytes are no image that can be used.
+    """
+    picture = classifier.picture(encoded)[np.newaxis]
+    (probabilities,) = classifier.probabilities(picture)
+    (overlay,) = classifier.overlays(picture, probabilities[np.newaxis].argmax(axis=1))
+    return dict(zip(classifier.class_names, probabilities.tolist(), strict=True)), overlay
+
+
+def page(classifier: predict.Classifier, name: str):
+    """The page as Gradio's Blocks."""
+    import gradio
+
+    def show(uploaded: str | None):
+        if uploaded is None:
+            return None, None
+        try:
+            return look_at(classifier, Path(uploaded).read_bytes())
+        except images.BadImage as bad:
+            raise gradio.Error(f"This file can't be classified: {bad}", duration=None) from None
+
+    with gradio.Blocks(title=f"Warmstart: {name}", analytics_enabled=False) as blocks:
+        gradio.Markdown(
+            f"# What is in the picture?\n`{name}` tells {len(classifier.class_names)} classes "
+            f"apart: {', '.join(classifier.class_names[:12])}"
+            f"{' …' if len(classifier.class_names) > 12 else ''}. It names one of them for every "
+            "picture, whatever the picture shows."
+        )
+        with gradio.Row():
+            # As a file, and in no mode: the library hands on the bytes that came.
+            picture = gradio.Image(
+                label=f"Drop an image here ({', '.join(images.FORMATS)})",
+                type="filepath",
+                image_mode=None,
+                sources=["upload", "clipboard"],
+                buttons=[],
+            )
+            with gradio.Column():
+                label = gradio.Label(label="Classes", num_top_classes=SHOWN_CLASSES)
+                overlay = gradio.Image(
+                    label="Where the network looked for the first class (Grad-CAM)",
+                    interactive=False,
+                    buttons=["fullscreen"],
+                )
+        picture.change(show, picture, [label, overlay], api_name=False)
+    return blocks
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="tools.demo", description=__doc__.split(":")[0])
+    parser.add_argument("--model", type=Path, default=paths.FINE_TUNED, help="a .keras file")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: all who reach this machine")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--max-megabytes", type=int, default=20, help="of an upload")
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Serves the page until Ctrl-C."""
+    options = parse(sys.argv[1:])
+    with tempfile.TemporaryDirectory(prefix="warmstart-demo-") as uploads:
+        # Read when the library is imported.
+        os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}
+        classifier = predict.Classifier(options.model)
+        blocks = page(classifier, options.model.stem)
+        import gradio
+
+        _, address, _ = blocks.launch(
+            server_name=options.host,
+            server_port=options.port,
+            max_file_size=options.max_megabytes * 10**6,
+            theme=gradio.themes.Default(font=SYSTEM_FONTS, font_mono=["monospace"]),
+            share=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            footer_links=[],
+            inbrowser=not options.no_browser,
+            prevent_thread_lock=True,
+            quiet=True,
+        )
+        print(f"{options.model} at {address} (Ctrl-C ends it)", flush=True)
+        try:
+            blocks.block_thread()
+        finally:
+            blocks.close()
+
+
+if __name__ == "__main__":
+    run(main)
