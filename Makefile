@@ -15,7 +15,7 @@ COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extra repro data demo test test-all benchmark lint format preset lock clean
+.PHONY: help setup extra repro data demo test test-all benchmark lint format backbones preset lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-9s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,9 @@ lint: setup ## check style and format
 format: setup ## mend style and format
 	ruff check --fix .
 	ruff format .
+
+backbones: setup ## list the networks there are: make backbones NAME=resnet
+	python -m tools.backbones $(NAME)
 
 preset: setup ## write presets/NAME.yaml into params.yaml: make preset NAME=cifar10
 	python -m tools.preset $(NAME)

@@ -1,57 +1,88 @@
 """Obtains the pretrained network, cuts its top off and stores it as one complete model.
 
-Reads:  a package that ships weights, or keras.applications.
+Reads:  a package that ships weights, keras.applications, KerasHub, or a file of weights.
 Writes: models/backbone.keras — RGB images of any size, 0–255, to the last feature map; resizing
         and the network's own input scaling are layers inside.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from stages.common import models, params, paths
+from stages.common import geometry, hub, models, own_weights, params, paths
 from stages.common.backbones import BACKBONES, build
 from stages.common.run import run, start_tensorflow
+
+WEIGHTS_ALLOWED = (
+    f"imagenet, preset (of keras_hub), null (random), or a file that ends in "
+    f"{' or '.join(own_weights.SUFFIXES)}"
+)
 
 
 @params.params_dataclass
 class BackboneParams:
     """Section `backbone`."""
 
+    library: Literal["keras", "keras_hub"]
     name: params.Text
-    weights: Literal["imagenet"] | None
+    weights: Annotated[str | None, Field(description=WEIGHTS_ALLOWED)]
+    own_weights: params.Text
     image_size: Annotated[
         int | None, Field(ge=1, description="null (the network's own) or a whole number above 0")
     ]
 
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in BACKBONES:
-            raise ValueError(
-                f"expected one of the {len(BACKBONES)} that `python -m tools.backbones` lists, "
-                f"received {name!r}{params.nearest(name, BACKBONES)}"
-            )
-        return name
-
     @model_validator(mode="after")
-    def _weights_exist(self):
-        if self.weights not in BACKBONES[self.name].weights:
+    def _network_and_its_weights_exist(self):
+        in_table = self.library == "keras"
+        if in_table and self.name not in BACKBONES:
             raise ValueError(
-                f"weights: expected null, since there are none for {self.name}, received "
-                f"{self.weights!r}"
+                f"name: expected one of the {len(BACKBONES)} that `python -m tools.backbones` "
+                f"lists, received {self.name!r}{params.nearest(self.name, BACKBONES)}"
+            )
+        if self.weights is None or self.weights.endswith(own_weights.SUFFIXES):
+            return self
+        allowed = [*filter(None, BACKBONES[self.name].weights)] if in_table else ["preset"]
+        if self.weights not in allowed:
+            expected = ", ".join([*allowed, "null"])
+            raise ValueError(
+                f"weights: expected {expected} or a file that ends in "
+                f"{' or '.join(own_weights.SUFFIXES)} for {self.name}, received {self.weights!r}"
+                f"{params.nearest(self.weights, allowed)}"
             )
         return self
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file of weights of one's own, where there is one."""
+        if self.weights is None or not self.weights.endswith(own_weights.SUFFIXES):
+            return None
+        return Path(self.own_weights) / self.weights
+
+
+def network(parameters: BackboneParams):
+    """The network that the params name, as a keras.Model."""
+    own = parameters.weights_file
+    if own:
+        own_weights.check(own)
+    if parameters.library == "keras_hub":
+        backbone = hub.build(parameters.name, parameters.weights == "preset", parameters.image_size)
+    else:
+        image_size = parameters.image_size or BACKBONES[parameters.name].native_size
+        published = None if own else parameters.weights
+        backbone = build(parameters.name, published, image_size)
+    if own:
+        own_weights.load(backbone, own)
+    return backbone
 
 
 def main() -> None:
     """Builds the network and saves it."""
     parameters = params.load("backbone", BackboneParams)
+    resize = params.load("preprocess", geometry.PreprocessParams).resize
     start_tensorflow()
-    image_size = parameters.image_size or BACKBONES[parameters.name].native_size
-    backbone = build(parameters.name, parameters.weights, image_size)
-    model = models.with_any_size(backbone)
-    models.save(model, paths.BACKBONE)
+    backbone = network(parameters)
+    models.save(models.with_any_size(backbone, resize), paths.BACKBONE)
     print(
         f"{parameters.name}: {backbone.count_params():,} parameters, {len(backbone.layers)} layers"
     )

@@ -8,10 +8,10 @@ Writes: models/fine_tuned.keras — images to calibrated probabilities.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.common import (
     blocks,
@@ -27,6 +27,7 @@ from stages.common import (
 from stages.common.run import UserError, run, start_tensorflow
 
 PATTERN = "regex:"
+GRADUAL_ALLOWED = "null, or a list of [epoch, what trains from then on], as [[1, none], [4, all]]"
 
 
 @params.params_dataclass
@@ -40,19 +41,42 @@ class FineTuneParams(weights.WeightParams, training.TrainingParams):
             "or layer to start from, or regex: and a pattern that names must match"
         ),
     ]
+    gradual_unfreezing: Annotated[
+        list[tuple[int, int | str]] | None, Field(min_length=1, description=GRADUAL_ALLOWED)
+    ]
     batch_norm_trainable: params.Flag
+    batch_norm_statistics: Literal["frozen", "updated"]
     layer_decay: Annotated[
         float, Field(gt=0, le=1, description="a number above 0, up to 1 (one rate for all layers)")
     ]
     augment: image_augmentation.ImageAugmentationParams
 
+    @model_validator(mode="after")
+    def _steps_follow_each_other(self):
+        epochs = [epoch for epoch, _ in self.gradual_unfreezing or []]
+        if epochs != sorted(set(epochs)) or any(not 1 <= epoch <= self.epochs for epoch in epochs):
+            raise ValueError(
+                f"gradual_unfreezing: expected epochs that rise, from 1 to {self.epochs} (epochs), "
+                f"received {epochs}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_belong_to_trained_layers(self):
+        if self.batch_norm_statistics == "updated" and not self.batch_norm_trainable:
+            raise ValueError(
+                "batch_norm_statistics: expected frozen, since batch_norm_trainable is false, "
+                "received 'updated'; BatchNorm layers whose γ and β are frozen keep all they have"
+            )
+        return self
+
 
 def unfreeze(model, choice: int | str, batch_norm_trainable: bool) -> None:
     """Sets which layers of a classifier train; compile it afterwards.
 
-    The head always trains, save for its BatchNorm. No BatchNorm updates its statistics: the
-    backbone's since `models.training_model` calls it with `training=False`, the head's since they
-    stay frozen.
+    The head always trains, save for its BatchNorm. As a rule no BatchNorm updates its statistics:
+    the backbone's since `models.training_model` calls it with `training=False`, the head's since
+    they stay frozen.
 
     Args:
         model: from `models.assemble`.
@@ -134,6 +158,38 @@ def rate_factors(variables: Sequence, backbone, decay: float) -> list[float]:
     return [decay ** depth_of.get(id(variable), 0) for variable in variables]
 
 
+def rate_factors_by_epoch(
+    variables: Sequence, backbone, parameters: FineTuneParams
+) -> Callable[[int], list[float]] | None:
+    """From an epoch, from 1, to the factors of `rate_factors`; None where all are always 1.
+
+    A layer that gradual unfreezing has not reached has the factor 0 (Howard and Ruder 2018). It is
+    not frozen, so that no optimizer starts anew: its moments are there when its turn comes.
+
+    Raises:
+        UserError: gradual_unfreezing names no layer of this network.
+    """
+    constant = rate_factors(variables, backbone, parameters.layer_decay)
+    steps = parameters.gradual_unfreezing
+    if steps is None:
+        return None if set(constant) == {1.0} else lambda _epoch: constant
+    names, of_block = [layer.name for layer in backbone.layers], blocks.blocks(backbone)
+    reached = [(epoch, unfrozen_layers(choice, names, of_block)) for epoch, choice in steps]
+    layer_of = {
+        id(variable): layer.name for layer in backbone.layers for variable in layer.variables
+    }
+
+    def of_epoch(epoch: int) -> list[float]:
+        begun = [layers for first, layers in reached if first <= epoch]
+        unfrozen = begun[-1] if begun else set()
+        return [
+            factor if layer_of.get(id(variable)) in {None, *unfrozen} else 0.0
+            for variable, factor in zip(variables, constant, strict=True)
+        ]
+
+    return of_epoch
+
+
 def _matching(pattern: str, names: list[str]) -> set[str]:
     try:
         found = {name for name in names if re.search(pattern, name)}
@@ -172,6 +228,7 @@ def main() -> None:
         image_augmentation.augmentation_layer(parameters.augment, seed),
         image_shape,
         image_augmentation.mixture_layer(parameters.augment, seed),
+        update_statistics=parameters.batch_norm_statistics == "updated",
     )
     temperature = training.train(
         "fine_tune",
@@ -182,8 +239,8 @@ def main() -> None:
         inputs=[paths.HEAD, *weights.files(parameters)],
         image_weights=image_weights,
         image_size=image_size,
-        rate_factors=rate_factors(
-            trained.trainable_variables, model.get_layer("backbone"), parameters.layer_decay
+        rate_factors=rate_factors_by_epoch(
+            trained.trainable_variables, model.get_layer("backbone"), parameters
         ),
     )
     fine_tuned = models.with_temperature(model, temperature)

@@ -3,30 +3,23 @@
 Reads:  data/raw/ — encoded images; data/splits.csv — the split of each.
 Writes: data/images/{train,valid,test}/ — shards of (height, width, 3) uint8 RGB, no side above
         preprocess.image_size; smaller images keep their size, since an upsampled pixel holds
-        nothing new.
+        nothing new. With preprocess.resize crop or pad all are squares.
 """
 
 import contextlib
 
 import numpy as np
 
-from stages.common import images, params, paths, splits
+from stages.common import geometry, images, params, paths, splits
 from stages.common.datasets.raw import RawDataset, RawImage
 from stages.common.run import UserError, progress, run, start_tensorflow
 from stages.common.shards import ShardWriter
 
 
-@params.params_dataclass
-class PreprocessParams:
-    """Section `preprocess`."""
-
-    image_size: params.PositiveInt
-
-
-def pixels_of(image: RawImage, image_size: int) -> np.ndarray:
+def pixels_of(image: RawImage, parameters: geometry.PreprocessParams) -> np.ndarray:
     """An image as (height, width, 3), uint8; UserError with its name where it can't be decoded."""
     try:
-        return images.to_array(image.encoded, image_size)
+        return images.to_array(image.encoded, parameters.image_size, parameters.resize)
     except ValueError as error:
         name = image.columns.get("name", image.id)
         raise UserError(f"the image {name} can't be read: {error}; mend or remove it") from None
@@ -34,14 +27,12 @@ def pixels_of(image: RawImage, image_size: int) -> np.ndarray:
 
 def main() -> None:
     """Streams data/raw through all cores into three folders of shards."""
-    parameters = params.load("preprocess", PreprocessParams)
+    parameters = params.load("preprocess", geometry.PreprocessParams)
     start_tensorflow()
     raw = RawDataset(paths.RAW)
     split_of = {row.id: row.split for row in splits.read()}
     used = (image for image in raw if image.id in split_of)  # split.sample leaves the others out
-    decoded = images.parallel_map(
-        lambda image: (image, pixels_of(image, parameters.image_size)), used
-    )
+    decoded = images.parallel_map(lambda image: (image, pixels_of(image, parameters)), used)
     with contextlib.ExitStack() as stack:
         writers = {
             name: stack.enter_context(ShardWriter(paths.IMAGES / name, "uint8", raw.class_names))

@@ -506,7 +506,7 @@ def _pictures(raw: RawDataset, wanted: set[str]) -> dict[str, np.ndarray]:
         if len(pictures) == len(wanted):
             break
         if image.id in wanted:
-            pictures[image.id] = images.to_array(image.encoded, SAMPLE_SIZE)
+            pictures[image.id] = images.to_array(image.encoded, SAMPLE_SIZE, "squash")
     return pictures
 
 

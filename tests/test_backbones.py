@@ -31,7 +31,9 @@ def test_equal_seeds_give_equal_random_weights():
 
 def test_weights_that_cannot_be_reached_end_in_one_sentence(run_stage, tmp_path):
     (tmp_path / "params.yaml").write_text(
-        "backbone:\n  name: efficientnet_b0\n  weights: imagenet\n  image_size: 224\n"
+        "preprocess: {image_size: 224, resize: squash}\n"
+        "backbone: {library: keras, name: efficientnet_b0, weights: imagenet, "
+        "own_weights: models/own, image_size: 224}\n"
     )
     # A proxy that is not there cuts any machine off; an empty home has no weights from before.
     nowhere = "http://127.0.0.1:9"
@@ -110,7 +112,7 @@ def test_an_image_size_that_is_too_small_is_refused():
 def test_the_list_is_filtered_and_read_by_programs(capsys):
     list_backbones.main(["RESNET50", "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"resnet50", "resnet50_v2"}
+    assert set(found) == {"resnet50", "resnet50_v2", "se_resnet50"}
     assert found["resnet50"]["imagenet_top_1_percent"] == 74.9
     list_backbones.main([])
     printed = capsys.readouterr().out.splitlines()

@@ -133,7 +133,7 @@ class TestElpv:
         assert len({example.columns["name"] for example in examples}) == 2624
         for example in examples[::500]:
             assert example.encoded == (folder / example.columns["name"]).read_bytes()
-            assert images.to_array(example.encoded, 224).shape == (224, 224, 3)
+            assert images.to_array(example.encoded, 224, "squash").shape == (224, 224, 3)
 
     def test_label_and_columns_belong_to_the_photograph(self, cells):
         raw, examples = cells
@@ -190,7 +190,9 @@ class TestImageFolder:
             Image.new(mode, (9, 7)).save(path)
         examples = list(prepare(tmp_path, dataset_params("image_folder", tmp_path / "own")))
         assert len(examples) == 8
-        assert {images.to_array(example.encoded, 32).shape for example in examples} == {(7, 9, 3)}
+        assert {images.to_array(example.encoded, 32, "squash").shape for example in examples} == {
+            (7, 9, 3)
+        }
 
     def test_hidden_and_other_files_are_ignored(self, tmp_path, draw_images):
         own = tmp_path / "own"
@@ -687,7 +689,7 @@ class TestCifar10:
             (
                 example.official_split == "test",
                 example.label,
-                images.to_array(example.encoded, 224).tobytes(),
+                images.to_array(example.encoded, 224, "squash").tobytes(),
             )
             for example in examples
         }

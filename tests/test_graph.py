@@ -14,7 +14,7 @@ SECTIONS = {
     "fetch": {"dataset"},
     "split": {"seed", "split"},
     "preprocess": {"preprocess"},
-    "backbone": {"backbone"},
+    "backbone": {"backbone", "preprocess.resize"},
     "extract_features": {"extract_features"},
     "train_head": {"seed", "train_head"},
     "fine_tune": {"seed", "fine_tune"},

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.common import images
+from stages.common import geometry, images
 from stages.common.run import UserError
 
 # Four fields of plain colour, so that orientation shows and JPEG does little harm.
@@ -324,11 +324,11 @@ def test_pillow_has_no_lower_limit_of_its_own():
     ],
 )
 def test_only_longer_sides_are_shrunk(size, expected):
-    assert images.shrink(Image.new("RGB", size), 224).size == expected
+    assert geometry.shrink(Image.new("RGB", size), 224, "squash").size == expected
 
 
 def test_a_small_image_keeps_every_pixel():
-    array = images.to_array(encode(FIELDS, "PNG"), 48)
+    array = images.to_array(encode(FIELDS, "PNG"), 48, "squash")
     assert array.dtype == np.uint8
     np.testing.assert_array_equal(array, FIELDS)
 
@@ -336,7 +336,7 @@ def test_a_small_image_keeps_every_pixel():
 def test_shrinking_averages_what_it_drops():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    shrunk = images.to_array(encode(stripes, "PNG"), 16)
+    shrunk = images.to_array(encode(stripes, "PNG"), 16, "squash")
     assert shrunk.shape == (16, 16, 3)
     # Without antialiasing the stripes would come out black or white.
     assert abs(shrunk[:, 2:-2].astype(int) - 128).max() < 20

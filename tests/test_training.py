@@ -1,5 +1,6 @@
 import sys
 import types
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -7,12 +8,19 @@ import pytest
 import tensorflow as tf
 from scipy.special import log_softmax
 
-from stages.common import augment, models, shards, training
+from stages.common import augment, models, params, shards, training
 from stages.common.run import UserError
-from stages.fine_tune import rate_factors, unfreeze, unfrozen_layers
+from stages.fine_tune import (
+    FineTuneParams,
+    rate_factors,
+    rate_factors_by_epoch,
+    unfreeze,
+    unfrozen_layers,
+)
 from stages.train_head import one_view
 from tests.test_params import error_of
 
+ROOT = Path(__file__).parents[1]
 TRAINING = {
     "optimizer": "adamw",
     "learning_rate": 0.01,
@@ -50,11 +58,11 @@ def two_blobs(count: int = 32):
     return features.astype("float32"), np.eye(2, dtype="float32")[labels]
 
 
-def fit(model, tmp_path, make_validation=None, **changes):
+def fit(model, tmp_path, make_validation=None, rate_factors=None, **changes):
     given = parameters(**changes)
     arrays = two_blobs()
     data = tf.data.Dataset.from_tensor_slices(arrays).batch(given.batch_size)
-    training.compile_model(model, given, 4)
+    training.compile_model(model, given, 4, rate_factors)
     return training.fit(
         model,
         given,
@@ -394,7 +402,7 @@ LAYER_FACTORS = {"logits": 1.0, "block1_conv": 0.5, "block0_conv": 0.25}
 def test_a_factor_scales_steps_and_weight_decay(optimizer):
     given = parameters(optimizer=optimizer, weight_decay=0.5, learning_rate=0.1)
     steps = []
-    for factors in (None, [0.1, 0.1]):
+    for factors in (None, lambda _epoch: [0.1, 0.1]):
         model = small_model()
         training.compile_model(model, given, 4, factors)
         before = model.get_weights()
@@ -404,6 +412,104 @@ def test_a_factor_scales_steps_and_weight_decay(optimizer):
         assert np.abs(whole).max() > 0
         # The decay comes first and shrinks what the step starts from, not the step.
         np.testing.assert_allclose(tenth, whole * 0.1, rtol=2e-2, atol=1e-7)
+
+
+def fine_tune_params(**changes) -> FineTuneParams:
+    content = params.read(ROOT / "params.yaml")
+    content["fine_tune"].update(changes)
+    return params.check(content, "fine_tune", FineTuneParams)
+
+
+def test_gradual_unfreezing_moves_what_its_turn_has_come_for(toy_classifier):
+    model = toy_classifier("linear")
+    unfreeze(model, "all", True)
+    backbone = model.get_layer("backbone")
+    trained = models.training_model(model, keras.layers.Identity(), [32, 32, 3])
+    given = fine_tune_params(
+        gradual_unfreezing=[[2, "block1"], [4, "all"]], layer_decay=0.5, learning_rate=0.01
+    )
+    factors = rate_factors_by_epoch(trained.trainable_variables, backbone, given)
+    training.compile_model(trained, given, 4, factors)
+    layers = {"logits": model.get_layer("head").get_layer("logits")} | {
+        name: backbone.get_layer(name) for name in ("block0_conv", "block1_conv")
+    }
+    statistics = backbone.get_layer("block1_norm").get_weights()[2:]
+    moved = {}
+    for epoch in (1, 2, 3, 4):
+        before = {name: layer.get_weights() for name, layer in layers.items()}
+        trained.optimizer.begin_epoch(epoch)
+        # The schedule begins at 0, so that it is the second step that moves.
+        for _ in range(2):
+            trained.train_on_batch(*eight_images())
+        moved[epoch] = {
+            name
+            for name, layer in layers.items()
+            if any(np.any(a != b) for a, b in zip(layer.get_weights(), before[name], strict=True))
+        }
+    assert moved == {
+        1: {"logits"},
+        2: {"logits", "block1_conv"},
+        3: {"logits", "block1_conv"},
+        4: {"logits", "block1_conv", "block0_conv"},
+    }
+    still = backbone.get_layer("block1_norm").get_weights()[2:]
+    for old, new in zip(statistics, still, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def eight_images():
+    """(images, one-hot labels) of noise."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype("float32")
+    return images, np.eye(3, dtype="float32")[np.arange(8) % 3]
+
+
+def test_training_tells_the_optimizer_which_epoch_it_is(tmp_path):
+    def from_the_third(epoch):
+        return [float(epoch >= 3)] * 2
+
+    for epochs, moves in ((2, False), (3, True)):
+        model = small_model()
+        before = model.get_weights()
+        fit(model, tmp_path / str(epochs), rate_factors=from_the_third, epochs=epochs)
+        changes = [np.abs(a - b).max() for a, b in zip(before, model.get_weights(), strict=True)]
+        assert (min(changes) > 0) == moves
+        assert (max(changes) > 0) == moves
+
+
+def test_steps_of_unfreezing_are_checked():
+    for steps in ([[2, "none"], [1, "all"]], [[0, "all"]], [[99, "all"]]):
+        with pytest.raises(UserError, match=r"gradual_unfreezing: expected epochs that rise, from"):
+            fine_tune_params(gradual_unfreezing=steps)
+    with pytest.raises(UserError, match=r"gradual_unfreezing.*expected null, or a list of \[epoch"):
+        fine_tune_params(gradual_unfreezing="all")
+
+
+def test_statistics_of_unfrozen_norms_move_where_they_are_asked_to(toy_classifier):
+    model = toy_classifier("linear")
+    unfreeze(model, "block1", True)
+    backbone = model.get_layer("backbone")
+    trained = models.training_model(
+        model, keras.layers.Identity(), [32, 32, 3], update_statistics=True
+    )
+    training.compile_model(trained, fine_tune_params(batch_norm_statistics="updated"), 4)
+    norms = {name: backbone.get_layer(name) for name in ("block0_norm", "block1_norm")}
+    before = {name: norm.get_weights()[2:] for name, norm in norms.items()}
+    trained.train_on_batch(*eight_images())
+    moved = {
+        name: all(np.any(a != b) for a, b in zip(norm.get_weights()[2:], before[name], strict=True))
+        for name, norm in norms.items()
+    }
+    assert moved == {"block0_norm": False, "block1_norm": True}
+    # Out of training the statistics that moved are used, as the saved model uses them.
+    images, _ = eight_images()
+    np.testing.assert_allclose(
+        trained(images, training=False),
+        models.logits_of(model)(images, training=False),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    with pytest.raises(UserError, match=r"batch_norm_statistics: expected frozen, since"):
+        fine_tune_params(batch_norm_statistics="updated", batch_norm_trainable=False)
 
 
 def test_the_average_of_the_weights_is_validated_and_kept(tmp_path):

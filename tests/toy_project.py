@@ -20,6 +20,7 @@ TRACKED = (
     "stages",
     "tools",
     "presets",
+    "models/own",
 )
 OVERRIDES = {
     "dataset": {"name": "image_folder"},

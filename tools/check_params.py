@@ -12,18 +12,17 @@ from stages import (
     extract_features,
     fetch,
     fine_tune,
-    preprocess,
     report,
     split,
     train_head,
 )
-from stages.common import params
+from stages.common import geometry, params
 from stages.common.run import UserError, run
 
 SECTIONS = {
     "dataset": fetch.FetchParams,
     "split": split.SplitParams,
-    "preprocess": preprocess.PreprocessParams,
+    "preprocess": geometry.PreprocessParams,
     "backbone": backbone.BackboneParams,
     "extract_features": extract_features.ExtractFeaturesParams,
     "train_head": train_head.TrainHeadParams,

@@ -16,7 +16,7 @@ from typing import TextIO
 
 import numpy as np
 
-from stages.common import explain, images, models, params, paths, shards
+from stages.common import explain, geometry, images, models, params, paths, shards
 from stages.common.run import UserError, progress, run, start_tensorflow
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
@@ -105,12 +105,13 @@ class Classifier:
 
         model = models.load(path)
         self.side: int = model.get_layer("resize").height
+        self.resize = geometry.of_layer(model.get_layer("resize"))
         self._forward = tf.function(lambda batch: model(batch, training=False))
         self._heat_maps = functools.cache(lambda: explain.heat_mapper(model))
 
     def picture(self, encoded: bytes) -> np.ndarray:
         """An encoded image as the model sees it: (side, side, 3) uint8; or images.BadImage."""
-        return self.square(images.to_array(encoded, self.side))
+        return self.square(images.to_array(encoded, self.side, self.resize))
 
     def square(self, pixels: np.ndarray) -> np.ndarray:
         """As shards.batches makes squares of stored images."""
@@ -162,7 +163,9 @@ def classify(
             likeliest = [(classifier.class_names[place], float(row[place])) for place in best]
             yield Prediction(path, likeliest)
 
-    decode = functools.partial(images.to_array, image_size=classifier.side)
+    decode = functools.partial(
+        images.to_array, image_size=classifier.side, resize=classifier.resize
+    )
     waiting: list[tuple[Path, np.ndarray]] = []
     for file, result in images.map_encoded(decode, read_files(files)):
         if isinstance(result, images.BadImage):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from stages.common import efficientnet_lite
+from stages.common import classic_networks, efficientnet_lite
 from stages.common.run import UserError
 
 KERAS_WEIGHTS_SECONDS = 10  # a host that has not answered by then is not reachable
@@ -117,6 +117,20 @@ def _from_keras(constructor: str, scaling: Callable | None, inputs, weights, wit
         socket.setdefaulttimeout(before)
 
 
+def _classic(definition: Callable, scaling: Callable, inputs, weights, with_top):
+    """A network of classic_networks, which has neither weights nor a top."""
+    import keras
+
+    del weights, with_top
+    try:
+        return keras.Model(inputs, definition(scaling(inputs)), name="backbone")
+    except ValueError as error:
+        raise UserError(
+            f"params.yaml, backbone.image_size: too small for {definition.__name__}, received "
+            f"{inputs.shape[1]}; null, the network's own size, always fits ({error})"
+        ) from None
+
+
 def _tiny(inputs, weights, with_top):
     """Two convolutions with BatchNorm: for tests and for trying the pipeline itself."""
     import keras
@@ -195,6 +209,16 @@ def _lite_rows(*rows) -> dict[str, Backbone]:
     }
 
 
+def _classic_rows(*rows) -> dict[str, Backbone]:
+    """Rows of (definition, scaling, native size, millions of parameters, top-1, source)."""
+    return {
+        definition.__name__: Backbone(
+            partial(_classic, definition, scaling), (None,), native_size, "random", *figures
+        )
+        for definition, scaling, native_size, *figures in rows
+    }
+
+
 BACKBONES = {
     **_lite_rows(
         ("efficientnet_lite0", efficientnet_lite.LITE0, 224, 4.7, 75.1),
@@ -252,6 +276,11 @@ BACKBONES = {
         ("resnet152", "ResNet152", 224, 60.4, 76.6),
         ("vgg16", "VGG16", 224, 138.4, 71.3),
         ("vgg19", "VGG19", 224, 143.7, 71.3),
+    ),
+    **_classic_rows(
+        (classic_networks.lenet5, scale_to_one, 32, 0.06, None, "LeCun et al. 1998"),
+        (classic_networks.alexnet, scale_by_deviation, 227, 61.0, 59.3, "Krizhevsky et al. 2012"),
+        (classic_networks.se_resnet50, scale_by_deviation, 224, 28.1, 76.7, "Hu et al. 2018"),
     ),
     "tiny": Backbone(_tiny, (None,), 32),
 }

@@ -1,4 +1,4 @@
-"""Decodes image files to RGB and shrinks them, with Pillow, on all cores."""
+"""Decodes image files to RGB, with Pillow, on all cores."""
 
 import io
 import itertools
@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from stages.common import geometry
 from stages.common.run import UserError
 
 # Only these are tried: other plugins of Pillow start programs (EPS) or are seldom met.
@@ -149,19 +150,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def shrink(image: Image.Image, image_size: int) -> Image.Image:
-    """Brings each side that is longer than `image_size` pixels down to it; enlarges nothing.
+def to_array(encoded: bytes, image_size: int, resize: str) -> np.ndarray:
+    """Encoded bytes to (height, width, 3), uint8, RGB, no side above `image_size`.
 
-    A side is squashed on its own, as the network's own first layer squashes to a square, so that
-    both together give the picture that one resize would. Bicubic, with antialiasing.
+    Args:
+        encoded: an image file.
+        image_size: in pixels.
+        resize: see geometry.shrink.
     """
-    size = (min(image.width, image_size), min(image.height, image_size))
-    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-
-
-def to_array(encoded: bytes, image_size: int) -> np.ndarray:
-    """Encoded bytes to (height, width, 3), uint8, RGB, no side above `image_size`."""
-    return np.asarray(shrink(decode(encoded), image_size))
+    return np.asarray(geometry.shrink(decode(encoded), image_size, resize))
 
 
 class Encoded(Protocol):

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from stages.common import geometry, hub
 from stages.common.run import UserError
 
 # The oldest date that a zip file can hold.
@@ -25,11 +26,12 @@ ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 CLASS_NAMES_PART = "class_names.json"
 
 
-def with_any_size(backbone):
+def with_any_size(backbone, resize: str = "squash"):
     """The backbone behind an input of any size and a layer that resizes.
 
     Args:
         backbone: a keras.Model from images of one size to feature maps.
+        resize: how images that are no squares become such, see geometry.shrink.
 
     Returns:
         A keras.Model from (batch, height, width, 3), RGB 0–255, to feature maps.
@@ -38,10 +40,7 @@ def with_any_size(backbone):
 
     image_size = backbone.input_shape[1]
     images = keras.Input((None, None, 3), name="images")
-    # Antialiasing acts only where a picture is made smaller.
-    resized = keras.layers.Resizing(
-        image_size, image_size, interpolation="bilinear", antialias=True, name="resize"
-    )(images)
+    resized = geometry.resizing_layer(image_size, resize)(images)
     return keras.Model(images, backbone(resized, training=False), name="backbone_any_size")
 
 
@@ -130,12 +129,13 @@ def logits_of(model):
     return keras.Model(model.input, model.get_layer("temperature").input, name="logits")
 
 
-def training_model(model, augmentation, image_shape, mixture=None):
+def training_model(model, augmentation, image_shape, mixture=None, update_statistics=False):
     """The classifier as it trains, layers shared: augmentation in front, logits at the end.
 
-    The backbone runs with `training=False` here, so that BatchNorm keeps its statistics whether or
-    not γ and β train. Baking that into the saved graph would not do: Keras 3 lets the `training`
-    of the outer call replace the one a functional model was built with.
+    The backbone runs with `training=False` here unless its statistics are asked for, so that
+    BatchNorm keeps them whether or not γ and β train. Baking that into the saved graph would not
+    do: Keras 3 lets the `training` of the outer call replace the one a functional model was built
+    with.
 
     Args:
         model: from `assemble`.
@@ -143,6 +143,8 @@ def training_model(model, augmentation, image_shape, mixture=None):
         image_shape: [height, width, 3] of the training images.
         mixture: a layer that mixes the images of a batch, and columns of numbers with them, see
             image_augmentation.mixture_layer; None: images stay whole.
+        update_statistics: run the backbone as in training: unfrozen BatchNorm layers normalise by
+            the batch and move their statistics, and dropout of the network's own acts.
 
     Returns:
         A built keras.Model from images (batch, *image_shape), 0–255, to logits (batch, classes).
@@ -171,7 +173,7 @@ def training_model(model, augmentation, image_shape, mixture=None):
         def call(self, images, training=False):
             # As the classifier's input does: a resize of bytes would round to bytes.
             resized = self.resize(ops.cast(images, "float32"))
-            features = self.backbone(resized, training=False)
+            features = self.backbone(resized, training=training and update_statistics)
             for layer in self.pool:
                 features = layer(features)
             return self.head(features, training=training)
@@ -284,4 +286,8 @@ def load(path: Path):
     """A saved model, not compiled."""
     import keras
 
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if b'"keras_hub' in file.read("config.json"):
+                hub.library()  # registers its layers
     return keras.models.load_model(path, compile=False)

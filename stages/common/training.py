@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -98,7 +98,7 @@ def compile_model(
     model,
     parameters: TrainingParams,
     steps_per_epoch: int,
-    rate_factors: Sequence[float] | None = None,
+    rate_factors: Callable[[int], Sequence[float]] | None = None,
 ) -> None:
     """Compiles a model that gives logits, for one-hot labels.
 
@@ -111,7 +111,8 @@ def compile_model(
         model: leaves compiled.
         parameters: the stage's section.
         steps_per_epoch: for the schedule.
-        rate_factors: by what the rate of each trainable variable is multiplied; None: 1.
+        rate_factors: from an epoch, from 1, to what the rate of each trainable variable is
+            multiplied by; None: 1.
     """
     import keras
 
@@ -122,7 +123,7 @@ def compile_model(
     }
     momentum = {"momentum": 0.9, "nesterov": True} if parameters.optimizer == "sgd" else {}
     kind = kinds[parameters.optimizer]
-    if rate_factors is not None and set(rate_factors) != {1.0}:
+    if rate_factors is not None:
         kind = _with_rate_factors(kind, rate_factors)
     optimizer = kind(
         learning_rate(parameters, steps_per_epoch),
@@ -143,16 +144,26 @@ def compile_model(
     )
 
 
-def _with_rate_factors(kind, rate_factors: Sequence[float]):
+def _with_rate_factors(kind, rate_factors: Callable[[int], Sequence[float]]):
     """An optimizer class whose steps and weight decay are multiplied, variable by variable.
 
     Keras has MultiOptimizer, an optimizer for each part: it would clip the gradients of each part
     by themselves.
     """
+    import keras
+
+    # Variables, since a compiled step reads a number once; not the optimizer's, since they follow
+    # from the epoch and need no backup.
+    factors = [keras.Variable(factor, trainable=False) for factor in rate_factors(1)]
 
     class OptimizerWithRateFactors(kind):
+        def begin_epoch(self, epoch: int) -> None:
+            """Takes the factors of an epoch, from 1."""
+            for variable, factor in zip(factors, rate_factors(epoch), strict=True):
+                variable.assign(factor)
+
         def _factor(self, variable):
-            return rate_factors[self._get_variable_index(variable)]
+            return factors[self._get_variable_index(variable)]
 
         def _apply_weight_decay(self, variables):
             """Left to `update_step`, which has the rate of each variable."""
@@ -164,6 +175,19 @@ def _with_rate_factors(kind, rate_factors: Sequence[float]):
             super().update_step(gradient, variable, rate)
 
     return OptimizerWithRateFactors
+
+
+def _rate_factors_callbacks(optimizer) -> list:
+    """Tells an optimizer with rate factors which epoch begins."""
+    import keras
+
+    if not hasattr(optimizer, "begin_epoch"):
+        return []
+    return [
+        keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: optimizer.begin_epoch(epoch + 1)
+        )
+    ]
 
 
 def with_one_hot(dataset, classes: int, weigh=None):
@@ -221,7 +245,7 @@ def train(
     inputs: Sequence[Path] = (),
     image_weights=None,
     image_size: int | None = None,
-    rate_factors: Sequence[float] | None = None,
+    rate_factors: Callable[[int], Sequence[float]] | None = None,
     prepare=lambda batches, first_batch: batches,
 ) -> float:
     """Trains a model that gives logits, writes its learning curve and fits its temperature.
@@ -322,6 +346,7 @@ def fit(
             # complete when the backup was made.
             callbacks=[
                 _epoch_seeds_callback(),
+                *_rate_factors_callbacks(model.optimizer),
                 *averages[:1],
                 history.callback(images_per_epoch, parameters.epochs),
                 best.callback(),

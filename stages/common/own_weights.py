@@ -1,0 +1,55 @@
+"""Weights of one's own, from a file, for a network of the table."""
+
+from pathlib import Path
+
+from stages.common import models
+from stages.common.run import UserError
+
+SUFFIXES = (".keras", ".weights.h5")
+
+
+def check(path: Path) -> None:
+    """UserError where there is no such file; the others beside it are named."""
+    if not path.exists():
+        inside = sorted(file.name for file in path.parent.glob("*") if file.name.endswith(SUFFIXES))
+        raise UserError(
+            f"params.yaml, backbone.weights: {path} does not exist; {path.parent} has "
+            f"{', '.join(inside) or 'no such files'}"
+        )
+
+
+def load(backbone, path: Path) -> None:
+    """Gives a network the weights that a file holds.
+
+    Args:
+        backbone: a keras.Model; leaves with the weights.
+        path: a `.weights.h5` file of the same network, its top on or off; or a `.keras` file that
+            holds it: a classifier of this pipeline, whose part `backbone` is taken, or a network,
+            whose weights past the last one that is needed are a top and left out.
+
+    Raises:
+        UserError: the file can't be read, or its weights are of another network.
+    """
+    if path.suffix == ".h5":
+        try:
+            backbone.load_weights(path)
+        except (ValueError, OSError, KeyError) as error:
+            raise UserError(f"{path} holds no weights of this network: {error}") from None
+        return
+    try:
+        source = models.load(path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} can't be loaded as a Keras model: {error}") from None
+    names = [layer.name for layer in source.layers]
+    if "backbone" in names:
+        source = source.get_layer("backbone")
+    wanted, found = backbone.weights, source.weights
+    for number, weight in enumerate(wanted):
+        shape = tuple(found[number].shape) if number < len(found) else None
+        if shape != tuple(weight.shape):
+            raise UserError(
+                f"{path} holds another network than backbone.name says: weight {number + 1} of "
+                f"{len(wanted)}, {weight.path}, has shape {tuple(weight.shape)}, in the file "
+                f"{'there is none' if shape is None else shape}"
+            )
+    backbone.set_weights([weight.numpy() for weight in found[: len(wanted)]])

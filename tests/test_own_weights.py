@@ -1,0 +1,85 @@
+"""backbone.weights: a file of one's own."""
+
+import numpy as np
+import pytest
+
+from stages import backbone as stage
+from stages.common import backbones, heads, models, params, paths
+from stages.common.run import UserError
+
+
+@pytest.fixture
+def other():
+    """A tiny network with weights that nothing draws by itself."""
+    network = backbones.build("tiny", None, 48)
+    random = np.random.default_rng(0)
+    network.set_weights([random.normal(0, 1, weight.shape) for weight in network.weights])
+    return network
+
+
+def assert_equal_weights(one, other):
+    for first, second in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def parameters(weights, name="tiny", library="keras"):
+    section = {
+        "library": library,
+        "name": name,
+        "weights": weights,
+        "own_weights": "mine",
+        "image_size": 32,
+    }
+    return params.check({"backbone": section}, "backbone", stage.BackboneParams)
+
+
+def test_from_every_kind_of_file(other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    classifier = models.assemble(
+        models.with_any_size(other), heads.build("linear", (16,), 3, hidden_units=[1], dropout=0.0)
+    )
+    models.save(classifier, folder / "classifier.keras", ["a", "b", "c"])
+    models.save(models.with_any_size(other), folder / "backbone.keras")
+    other.save(folder / "network.keras")
+    other.save_weights(folder / "plain.weights.h5")
+    for file in ("classifier.keras", "backbone.keras", "network.keras", "plain.weights.h5"):
+        assert_equal_weights(stage.network(parameters(file)), other)
+
+
+def test_mistakes_are_named(other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    other.save(tmp_path / "mine" / "tiny.keras")
+    other.save_weights(tmp_path / "mine" / "tiny.weights.h5")
+    with pytest.raises(UserError, match=r"tint\.keras does not exist; mine has tiny\.keras, tiny"):
+        stage.network(parameters("tint.keras"))
+    with pytest.raises(UserError, match=r"tiny\.keras holds another network .* \(5, 5, 3, 6\)"):
+        stage.network(parameters("tiny.keras", "lenet5"))
+    with pytest.raises(UserError, match=r"tiny\.weights\.h5 holds no weights of this network"):
+        stage.network(parameters("tiny.weights.h5", "lenet5"))
+    (tmp_path / "mine" / "broken.keras").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"broken\.keras can't be loaded as a Keras model"):
+        stage.network(parameters("broken.keras"))
+    with pytest.raises(UserError, match=r"backbone\.weights: expected imagenet, null or a file"):
+        parameters("imagnet", "resnet50")
+    with pytest.raises(UserError, match=r"backbone\.weights: expected preset, null or a file"):
+        parameters("imagenet", "resnet_50_imagenet", "keras_hub")
+    with pytest.raises(UserError, match=r"backbone\.name: expected one of the .*'resnet50'"):
+        parameters(None, "resnet5O")
+
+
+def test_a_stage_takes_what_an_earlier_run_trained(other, run_stage, tmp_path):
+    (tmp_path / "models" / "own").mkdir(parents=True)
+    models.save(models.with_any_size(other), tmp_path / "models" / "own" / "mine.keras")
+    (tmp_path / "params.yaml").write_text(
+        "preprocess: {image_size: 32, resize: pad}\n"
+        "backbone: {library: keras, name: tiny, weights: mine.keras, own_weights: models/own, "
+        "image_size: null}\n"
+    )
+    done = run_stage("backbone")
+    assert done.returncode == 0, done.stderr
+    saved = models.load(tmp_path / paths.BACKBONE)
+    assert_equal_weights(saved.get_layer("backbone"), other)
+    assert saved.get_layer("resize").pad_to_aspect_ratio
