@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from stages.common import augment, blocks, models, params, paths, shards
+from stages.common import augment, blocks, models, params, paths, runtime, shards
 from stages.common.run import progress, run, start_tensorflow
 
 
@@ -60,6 +60,7 @@ def feature_function(backbone_model, features: str, symmetries):
             maps = backbone_model(augment.apply(images, symmetry), training=False)
             if features == "pooled":
                 every = maps if isinstance(maps, list) else [maps]
+                every = [tf.cast(one, tf.float32) for one in every]
                 maps = tf.concat([tf.reduce_mean(one, axis=(1, 2)) for one in every], axis=-1)
             # Half the bytes; the eleven bits that are left are far finer than the features' noise.
             views.append(tf.cast(maps, tf.float16))
@@ -71,10 +72,12 @@ def feature_function(backbone_model, features: str, symmetries):
 def main() -> None:
     """Streams both splits through the network."""
     parameters = params.load("extract_features", ExtractFeaturesParams)
-    start_tensorflow()
+    settings = params.load("runtime", runtime.RuntimeParams)
+    start_tensorflow(deterministic=settings.deterministic)
     backbone_model = models.load(paths.BACKBONE)
     layers = blocks.resolve(backbone_model.get_layer("backbone"), parameters.layers)
     backbone_model = models.at_layers(backbone_model, layers)
+    runtime.set_precision(backbone_model.get_layer("backbone"), settings.precision)
     image_size = backbone_model.get_layer("resize").height
     symmetries = parameters.augment.symmetries[: parameters.views]
     for split, views in (("train", symmetries), ("valid", [augment.IDENTITY])):

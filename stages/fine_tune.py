@@ -20,6 +20,7 @@ from stages.common import (
     models,
     params,
     paths,
+    runtime,
     shards,
     training,
     weights,
@@ -206,13 +207,14 @@ def _matching(pattern: str, names: list[str]) -> set[str]:
     return found
 
 
-def main() -> None:
-    """Fine-tunes, fits the temperature anew and saves the classifier."""
-    parameters = params.load("fine_tune", FineTuneParams)
-    seed = params.load_seed()
-    index = shards.read_index(paths.IMAGES / "train")
-    image_weights = weights.load(parameters, "fine_tune", index.class_names, index.class_counts)
-    start_tensorflow(seed)
+def fine_tune(
+    parameters: FineTuneParams,
+    settings: runtime.RuntimeParams,
+    seed: int,
+    index: shards.Index,
+    image_weights,
+) -> None:
+    """From models/head.keras to models/fine_tuned.keras."""
     model = models.load(paths.HEAD)
     image_size = model.get_layer("resize").height
     trained_before = layer_table.trainable_in_head_phase(model)
@@ -220,6 +222,7 @@ def main() -> None:
     table = layer_table.rows(model, trained_before)
     layer_table.write(paths.PLOTS / "fine_tune" / "layers.csv", table)
     print(layer_table.totals(table), flush=True)
+    runtime.set_precision(model.get_layer("backbone"), settings.precision)
     # Squares keep their size, all else comes as squares: quarter turns need them.
     square = index.shape is not None and index.shape[0] == index.shape[1]
     image_shape = index.shape if square else [image_size, image_size, 3]
@@ -236,15 +239,28 @@ def main() -> None:
         parameters,
         data=paths.IMAGES,
         seed=seed,
-        inputs=[paths.HEAD, *weights.files(parameters)],
+        inputs=[paths.HEAD, settings, *weights.files(parameters)],
         image_weights=image_weights,
         image_size=image_size,
         rate_factors=rate_factors_by_epoch(
             trained.trainable_variables, model.get_layer("backbone"), parameters
         ),
     )
+    runtime.set_precision(model.get_layer("backbone"), "float32")  # as all models are saved
     fine_tuned = models.with_temperature(model, temperature)
     models.save(fine_tuned, paths.FINE_TUNED, index.class_names)
+
+
+def main() -> None:
+    """Fine-tunes, fits the temperature anew and saves the classifier."""
+    parameters = params.load("fine_tune", FineTuneParams)
+    settings = params.load("runtime", runtime.RuntimeParams)
+    seed = params.load_seed()
+    index = shards.read_index(paths.IMAGES / "train")
+    image_weights = weights.load(parameters, "fine_tune", index.class_names, index.class_counts)
+    start_tensorflow(seed, settings.deterministic)
+    with runtime.strategy(settings.devices, parameters.batch_size).scope():
+        fine_tune(parameters, settings, seed, index, image_weights)
 
 
 if __name__ == "__main__":

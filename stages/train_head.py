@@ -20,6 +20,7 @@ from stages.common import (
     models,
     params,
     paths,
+    runtime,
     shards,
     tables,
     training,
@@ -131,11 +132,12 @@ def main() -> None:
     """Trains the head, fits its temperature and puts the whole classifier together."""
     parameters = params.load("train_head", TrainHeadParams)
     seed = params.load_seed()
+    deterministic = params.load("runtime", runtime.RuntimeParams).deterministic
     index = shards.read_index(paths.FEATURES / "train")
     _views, *feature_shape = index.shape
     check_features(parameters.head, "map" if len(feature_shape) == 3 else "pooled")
     image_weights = weights.load(parameters, "train_head", index.class_names, index.class_counts)
-    start_tensorflow(seed)
+    start_tensorflow(seed, deterministic)
     build_head = functools.partial(
         heads.build,
         parameters.head,

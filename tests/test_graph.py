@@ -15,9 +15,9 @@ SECTIONS = {
     "split": {"seed", "split"},
     "preprocess": {"preprocess"},
     "backbone": {"backbone", "preprocess.resize"},
-    "extract_features": {"extract_features"},
-    "train_head": {"seed", "train_head"},
-    "fine_tune": {"seed", "fine_tune"},
+    "extract_features": {"extract_features", "runtime.deterministic", "runtime.precision"},
+    "train_head": {"seed", "runtime.deterministic", "train_head"},
+    "fine_tune": {"seed", "runtime", "fine_tune"},
     "evaluate": {"evaluate"},
     "compare": {"evaluate.bootstrap_samples"},
     "report": {

@@ -13,7 +13,7 @@ from tools.preset import override
 
 COMMITTED = ROOT / "params.yaml"
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
-STAGE_OF_SECTION = {name: name for name in SECTIONS} | {"dataset": "fetch"}
+STAGE_OF_SECTION = {name: name for name in SECTIONS} | {"dataset": "fetch", "runtime": "fine_tune"}
 MISSING = object()
 
 

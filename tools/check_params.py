@@ -16,10 +16,11 @@ from stages import (
     split,
     train_head,
 )
-from stages.common import geometry, params
+from stages.common import geometry, params, runtime
 from stages.common.run import UserError, run
 
 SECTIONS = {
+    "runtime": runtime.RuntimeParams,
     "dataset": fetch.FetchParams,
     "split": split.SplitParams,
     "preprocess": geometry.PreprocessParams,

@@ -66,12 +66,12 @@ def run(main: Callable[[], None]) -> None:
         raise SystemExit(1) from error
 
 
-def start_tensorflow(seed: int | None = None) -> None:
+def start_tensorflow(seed: int | None = None, deterministic: bool = True) -> None:
     """Imports TensorFlow without its start-up messages and seeds Python, NumPy and Keras.
 
     Call it after the params were checked: the import takes seconds. On a CPU the same seed gives
-    the same bytes on one machine; a GPU needs deterministic kernels for that, so they are switched
-    on where there is one.
+    the same bytes on one machine; a GPU needs deterministic kernels for that, which are switched on
+    where there is one unless `deterministic` says otherwise.
     """
     # TensorFlow reads these once, at import. 2 hides information and warnings; its error lines on
     # a machine without a GPU say only that there is none.
@@ -86,7 +86,8 @@ def start_tensorflow(seed: int | None = None) -> None:
     for gpu in tf.config.list_physical_devices("GPU"):
         # Without growth the first process takes all memory and a second stage cannot start.
         tf.config.experimental.set_memory_growth(gpu, True)
-        tf.config.experimental.enable_op_determinism()
+        if deterministic:
+            tf.config.experimental.enable_op_determinism()
     if seed is not None:
         keras.utils.set_random_seed(seed)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from stages.common import params, paths, shards, tables
+from stages.common import models, params, paths, shards, tables
 from stages.common.run import UserError, progress
 
 
@@ -105,7 +105,9 @@ def compile_model(
     Weight decay is decoupled, of 'sgd' as well as 'adamw', and leaves biases and BatchNorm alone
     (Loshchilov and Hutter 2019). `clip_norm` scales all gradients of a step down together where
     their norm exceeds it (Pascanu et al. 2013). `average_decay` keeps a moving average of the
-    weights (Polyak and Juditsky 1992), which validation and the finished model use.
+    weights (Polyak and Juditsky 1992), which validation and the finished model use. Where layers
+    compute in float16 the loss is scaled, so that small gradients survive (Micikevicius et al.
+    2018).
 
     Args:
         model: leaves compiled.
@@ -134,6 +136,8 @@ def compile_model(
         ema_momentum=parameters.average_decay or 0.99,  # the latter without effect
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    if any(layer.compute_dtype == "float16" for layer in models.leaf_layers(model)):
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
         optimizer=optimizer,
         # With smoothing 0 this equals the sparse loss.
@@ -175,6 +179,11 @@ def _with_rate_factors(kind, rate_factors: Callable[[int], Sequence[float]]):
             super().update_step(gradient, variable, rate)
 
     return OptimizerWithRateFactors
+
+
+def _inner_optimizer(model):
+    """The optimizer that takes the steps, inside one that scales the loss."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
 
 def _rate_factors_callbacks(optimizer) -> list:
@@ -242,7 +251,7 @@ def train(
     *,
     data: Path,
     seed: int,
-    inputs: Sequence[Path] = (),
+    inputs: Sequence[Any] = (),
     image_weights=None,
     image_size: int | None = None,
     rate_factors: Callable[[int], Sequence[float]] | None = None,
@@ -256,7 +265,8 @@ def train(
         parameters: the stage's section.
         data: shards of the model's inputs in train/ and valid/.
         seed: of the order of the training images.
-        inputs: files besides `data` on which the result depends; a run resumes with equal ones.
+        inputs: files and settings besides `data` and the params on which the result depends; a run
+            resumes with equal ones.
         image_weights: a weights.ImageWeights, for the training images only; None: all equal.
         image_size: see shards.batches.
         rate_factors: see `compile_model`.
@@ -346,7 +356,7 @@ def fit(
             # complete when the backup was made.
             callbacks=[
                 _epoch_seeds_callback(),
-                *_rate_factors_callbacks(model.optimizer),
+                *_rate_factors_callbacks(_inner_optimizer(model)),
                 *averages[:1],
                 history.callback(images_per_epoch, parameters.epochs),
                 best.callback(),
@@ -425,7 +435,7 @@ def _average_callbacks() -> list:
     import keras
 
     def swap(model):
-        optimizer = model.optimizer
+        optimizer = _inner_optimizer(model)
         for variable, average in zip(
             model.trainable_variables, optimizer._model_variables_moving_average, strict=True
         ):

@@ -1,0 +1,168 @@
+"""What is asked of a GPU box, as far as a CPU shows it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from stages import fine_tune as stage
+from stages.common import backbones, heads, models, params, paths, runtime, shards, training
+from stages.common.run import UserError, start_tensorflow
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["blue", "green", "red"]
+
+
+def classifier(path: Path) -> None:
+    head = heads.build("linear", (16,), 3, hidden_units=[1], dropout=0.0)
+    backbone = models.with_any_size(backbones.build("tiny", None, 32))
+    models.save(models.assemble(backbone, head), path, NAMES)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder in which fine_tune can run: a head, 32 training and 16 validation images."""
+    monkeypatch.chdir(tmp_path)
+    classifier(paths.HEAD)
+    random = np.random.default_rng(0)
+    for split, count in (("train", 32), ("valid", 16)):
+        records = (
+            (random.integers(0, 256, (32, 32, 3), dtype=np.uint8), n % 3, f"{split} {n}")
+            for n in range(count)
+        )
+        shards.write_all(paths.IMAGES / split, records, "uint8", NAMES)
+    (tmp_path / "data" / "splits.csv").write_text("id,label,split\n")
+    return tmp_path
+
+
+def write_params(folder: Path, devices="auto", precision="float32", **changes) -> None:
+    content = params.read(ROOT / "params.yaml")
+    content["runtime"].update(devices=devices, precision=precision)
+    content["fine_tune"].update(epochs=3, batch_size=8, learning_rate=0.01, **changes)
+    content["fine_tune"]["augment"].update(
+        horizontal_flip=False, vertical_flip=False, quarter_turns=False, crop_area=1
+    )
+    (folder / "params.yaml").write_text(json.dumps(content))
+
+
+RUN = """
+import sys
+import tensorflow as tf
+count = int(sys.argv[1])
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * count
+)
+from stages import fine_tune
+from stages.common.run import run
+run(fine_tune.main)
+"""
+
+
+def run(folder: Path, devices: int) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", RUN, str(devices)],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_two_devices_train_as_one_does(project):
+    results = {}
+    for devices in (1, 2):
+        write_params(project, average_decay=0.9, early_stopping_patience=3)
+        done = run(project, devices)
+        assert done.returncode == 0, done.stderr
+        assert ("2 CPUs, 4 images of each batch on each" in done.stdout) == (devices == 2)
+        history = np.genfromtxt("plots/fine_tune/history.csv", delimiter=",", names=True)
+        model = models.load(paths.FINE_TUNED)
+        results[devices] = history, [weight.numpy() for weight in model.weights]
+    before = [weight.numpy() for weight in models.load(paths.HEAD).weights]
+    (one, first), (two, second) = results[1], results[2]
+    for column in ("loss", "val_loss", "accuracy", "val_accuracy"):
+        np.testing.assert_allclose(one[column], two[column], rtol=1e-4)
+    for here, there in zip(first, second, strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-5)
+    assert max(np.abs(a - b).max() for a, b in zip(before, first, strict=True)) > 1e-3
+
+
+def test_devices_that_are_not_there_and_batches_that_cannot_be_parted(project):
+    write_params(project, devices=3)
+    done = run(project, 2)
+    assert done.returncode == 1
+    assert "runtime.devices: expected auto or at most 2, the CPUs of this machine" in done.stderr
+    write_params(project)
+    content = json.loads((project / "params.yaml").read_text())
+    content["fine_tune"]["batch_size"] = 7
+    (project / "params.yaml").write_text(json.dumps(content))
+    done = run(project, 2)
+    assert done.returncode == 1
+    assert "fine_tune.batch_size: expected a multiple of 2" in done.stderr
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains_and_saves_a_plain_model(project, precision):
+    write_params(project)
+    stage.main()
+    plain = np.genfromtxt("plots/fine_tune/history.csv", delimiter=",", names=True)
+    write_params(project, precision=precision)
+    stage.main()
+    mixed = np.genfromtxt("plots/fine_tune/history.csv", delimiter=",", names=True)
+    np.testing.assert_allclose(mixed["loss"], plain["loss"], rtol=0.05)
+    assert np.any(mixed["loss"] != plain["loss"])
+    saved = keras.models.load_model(paths.FINE_TUNED, compile=False)
+    assert {layer.compute_dtype for layer in models.leaf_layers(saved)} == {"float32"}
+    assert {weight.dtype for weight in saved.weights} <= {"float32", "uint32"}
+
+
+def test_what_stays_in_float32_and_when_the_loss_is_scaled():
+    backbone = backbones.build("mobilenet_v2", None, 32)
+    runtime.set_precision(backbone, "mixed_float16")
+    computes = {layer.name: layer.compute_dtype for layer in backbone.layers}
+    assert computes["input_scaling"] == "float32"
+    assert computes["block_1_depthwise"] == "float32"
+    assert computes["block_1_project"] == "float16"
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("float32")
+    assert backbone(images).dtype == "float16"
+
+    head = heads.build("linear", (1280,), 3, hidden_units=[1], dropout=0.0)
+    model = models.assemble(models.with_any_size(backbone), head)
+    trained = models.training_model(model, keras.layers.Identity(), [32, 32, 3])
+    assert trained(images).dtype == "float32"
+    given = params.load("fine_tune", stage.FineTuneParams, ROOT / "params.yaml")
+    training.compile_model(trained, given, 4)
+    assert isinstance(trained.optimizer, keras.optimizers.LossScaleOptimizer)
+    runtime.set_precision(backbone, "mixed_bfloat16")
+    training.compile_model(trained, given, 4)
+    assert not isinstance(trained.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def test_a_gpu_is_deterministic_unless_told_otherwise(monkeypatch):
+    import tensorflow as tf
+
+    asked = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu"])
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *_: None)
+    monkeypatch.setattr(
+        tf.config.experimental, "enable_op_determinism", lambda: asked.append("deterministic")
+    )
+    start_tensorflow(0, deterministic=False)
+    assert asked == []
+    start_tensorflow(0)
+    assert asked == ["deterministic"]
+
+
+def test_settings_are_checked():
+    section = {"precision": "float16", "devices": 0, "deterministic": True}
+    with pytest.raises(UserError) as caught:
+        params.check({"runtime": section}, "runtime", runtime.RuntimeParams)
+    assert "runtime.precision: expected 'float32', 'mixed_float16' or" in str(caught.value)
+    assert "runtime.devices: expected auto (all GPUs) or a whole number of 1 or" in str(
+        caught.value
+    )
