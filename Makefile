@@ -30,7 +30,7 @@ $(INSTALLED): $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $@
 
-extra: setup ## install optional packages: make extra NAME=export (or s3)
+extra: setup ## install optional packages: make extra NAME=export (keras-hub, s3, search)
 	@test -n "$(filter $(NAME),$(EXTRAS))" || \
 		{ echo "error: expected NAME to be one of $(EXTRAS), received '$(NAME)'" >&2; exit 1; }
 	$(MAKE) $(VENV)/extra-$(NAME)

@@ -1,11 +1,12 @@
 """The arithmetic of the benchmark; the speeds themselves are no test."""
 
 import io
+import json
 
 import pytest
 from PIL import Image
 
-from tools import benchmark
+from tools import benchmark, benchmark_scale
 
 
 class Clock:
@@ -54,3 +55,23 @@ def test_pictures_are_of_the_size_and_kind_that_the_table_names(kind):
         assert (image.format, image.size) == (kind, (50, 40))
     assert benchmark.photograph(1, (50, 40), kind) != encoded
     assert benchmark.pillow_alone(encoded, 16).shape == (16, 16, 3)
+
+
+def test_rates_of_growth_leave_out_what_every_start_costs():
+    rows = [
+        benchmark_scale.Measured("fetch", 1000, 6.0, 600),
+        benchmark_scale.Measured("fetch", 5000, 10.0, 610),
+        benchmark_scale.Measured("fetch", 9000, 14.0, 610),
+    ]
+    cells = [line.split() for line in benchmark_scale.growth(rows).splitlines()[1:]]
+    assert [row[3] for row in cells[1:]] == ["1000", "1000"]  # a straight line
+    assert cells[0] == ["fetch", "1000", "6.0", "600"]
+
+
+@pytest.mark.slow
+def test_every_stage_that_sees_all_images_is_measured(tmp_path):
+    benchmark_scale.make_project(tmp_path, 120)
+    measured = [benchmark_scale.measure(tmp_path, name, 120) for name in benchmark_scale.STAGES]
+    assert all(row.seconds > 0 and row.peak_mebibytes > 100 for row in measured)
+    counts = json.loads((tmp_path / "metrics" / "data.json").read_text())
+    assert counts["images"] == 120

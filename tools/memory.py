@@ -24,9 +24,9 @@ COMMANDS = (
 UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-def peak_bytes(command: list[str]) -> int:
-    """Runs a command to its end; its peak resident memory in bytes."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+def peak_bytes(command: list[str], stderr: int | None = None) -> int:
+    """Runs a command to its end; its peak resident memory in bytes, without its children's."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
     # wait4 gives the usage of this one child, getrusage the largest of all so far.
     _, status, usage = os.wait4(process.pid, 0)
     if status:

@@ -1,0 +1,121 @@
+"""tools.search: the space is checked; a search runs, ends early, goes on, and writes a preset."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.common.run import UserError
+from tests.toy_project import ToyProject
+from tools import search
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def space(folder: Path, **params_) -> Path:
+    path = folder / "space.yaml"
+    content = {"stage": "fine_tune", "trials": 3, "params": params_}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "message"),
+    [
+        ("fine_tune.learning_rat", [1.0], r"no such key; did you mean 'fine_tune.learning_rate'"),
+        ("split.train", [0.5], r"split\.train: expected a param of preprocess, backbone, extract"),
+        ("fine_tune.optimizer", ["adamw", "adamm"], r"optimizer=adamm.*did you mean 'adam'"),
+        ("fine_tune.learning_rate", {"low": 0.1, "high": 0.01}, r"expected low below high"),
+        ("fine_tune.learning_rate", {"low": -1.0, "high": 1.0}, r"learning_rate=-1\.0"),
+        (
+            "fine_tune.learning_rate",
+            0.1,
+            r"learning_rate: expected a list of values, or low and",
+        ),
+    ],
+)
+def test_mistakes_in_a_space_are_told_before_anything_runs(folder, name, choices, message):
+    with pytest.raises(UserError, match=message):
+        search.read_space(space(folder, **{name: choices}))
+
+
+def test_the_committed_spaces_are_sound(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    spaces = sorted((ROOT / "searches").glob("*.yaml"))
+    assert spaces
+    for path in spaces:
+        found = search.read_space(path)
+        assert search.present_values(found) is not None  # the present is one of the trials
+
+
+def test_a_head_is_not_searched_by_what_acts_after_it(folder):
+    path = folder / "space.yaml"
+    path.write_text("stage: train_head\ntrials: 1\nparams:\n  fine_tune.epochs: [1, 2]\n")
+    with pytest.raises(UserError, match=r"expected a param of .*train_head, which alone"):
+        search.read_space(path)
+
+
+@pytest.mark.slow
+def test_a_search_ends_bad_trials_goes_on_and_leaves_the_work_tree_alone(tmp_path):
+    project = ToyProject(tmp_path)
+    project.set_params({"train_head": {"epochs": 3}, "fine_tune": {"epochs": 6}})
+    file = space(project.folder, **{"fine_tune.learning_rate": [1.0e-3, 2.0e-3, 30.0]})
+    project.repro()
+    project.commit("results")
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "tools.search", str(file), *words],
+            cwd=project.folder,
+            env=project.environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    printed = run("--trials", "2")
+    assert "trial 1 of 2: {'fine_tune.learning_rate': 0.001}" in printed  # what there is, first
+    assert printed.count("epoch 6/6") == 2
+    printed = run("--trials", "3", "--preset", "best")
+    assert "trial 3 of 3" in printed
+    assert "trial 2 of 3" not in printed
+    preset = yaml.safe_load((project.folder / "presets" / "best.yaml").read_text())
+    assert preset["fine_tune"]["learning_rate"] in (1.0e-3, 2.0e-3)
+    status = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=project.folder, capture_output=True, text=True
+    ).stdout.split()
+    assert set(status) <= {"??", ".search/", "presets/best.yaml", "metrics/"}
+    assert len(project.run("dvc", "exp", "list", "--name-only", "--all").split()) >= 3
+
+
+@pytest.mark.slow
+def test_an_experiment_is_ended_when_it_is_told_to(tmp_path, monkeypatch):
+    project = ToyProject(tmp_path)
+    project.set_params({"train_head": {"epochs": 3}, "fine_tune": {"epochs": 400}})
+    project.repro("train_head")
+    project.commit("head")
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setattr(search.os, "environ", project.environment)
+    seen = []
+
+    def on_epoch(epoch: int, loss: float) -> bool:
+        seen.append(epoch)
+        return epoch == 3
+
+    values = {"fine_tune.learning_rate": 1.0e-3}
+    assert search.run_experiment("ended", "fine_tune", values, on_epoch) is None
+    assert seen == [1, 2, 3]
+    # DVC's locks are free: the next command works at once.
+    assert "ended" not in project.run("dvc", "exp", "list", "--name-only")

@@ -1,0 +1,322 @@
+"""Searches params by Optuna: python -m tools.search SPACE.yaml [--trials N] [--preset NAME].
+
+Each trial is an ordinary DVC experiment in a folder of its own, so that the work tree stays as it
+is; `dvc exp show` lists them. Only the validation split is looked at. Trials that do worse than
+the others at the same epoch end early. What is known is kept in .search/: the same command goes on
+where it was stopped.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from stages.common import params, paths
+from stages.common.run import UserError, run
+from tools import check_params
+from tools.preset import PRESETS
+from tools.sweep import untracked_data
+
+MEMORY = Path(".search")
+# What changes the validation images, or comes after training, can't be searched by their loss.
+SECTIONS = ("preprocess", "backbone", "extract_features", "train_head", "fine_tune")
+EPOCH = re.compile(r"epoch (\d+)/\d+: loss .* validation loss ([\d.]+|nan|inf),")
+UNPRUNED_TRIALS, UNPRUNED_EPOCHS = 4, 2  # with fewer there is no median to be worse than
+
+
+@params.params_dataclass
+class Range:
+    """Numbers from low to high, both included; whole ones where both are."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | float | None = None
+
+    @model_validator(mode="after")
+    def _is_a_range(self):
+        if self.low >= self.high or (self.log and self.low <= 0) or (self.log and self.step):
+            raise ValueError(
+                f"expected low below high, with log above 0, and not both log and step, received "
+                f"low {self.low}, high {self.high}, log {self.log}, step {self.step}"
+            )
+        return self
+
+
+@params.params_dataclass
+class Space:
+    """What a file under searches/ holds."""
+
+    stage: Literal["train_head", "fine_tune"]
+    trials: params.PositiveInt
+    params: Annotated[
+        dict[str, list[Any] | Range],
+        Field(
+            min_length=1,
+            description="names of params, each with a list of values or with low and high",
+        ),
+    ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_choices(cls, content: dict[str, Any]):
+        for name, choices in dict(content.get("params") or {}).items():
+            if not isinstance(choices, (list, dict)) or not choices:
+                raise ValueError(
+                    f"params: {name}: expected a list of values, or low and high, received "
+                    f"{choices!r}"
+                )
+        return content
+
+
+def read_space(path: Path) -> Space:
+    """The space of a file; every value is tried on the checks of params.yaml.
+
+    Raises:
+        UserError: what is wrong with the file, or which of its values params.yaml would refuse.
+    """
+    space = params.check({"space": params.read(path)}, "space", Space, source=str(path))
+    sections = SECTIONS[: SECTIONS.index(space.stage) + 1]
+    for name, choices in space.params.items():
+        if name.split(".")[0] not in sections:
+            raise UserError(
+                f"{path}, {name}: expected a param of {', '.join(sections)}, which alone act on "
+                f"what {space.stage} makes of the same images"
+            )
+        values = [choices.low, choices.high] if isinstance(choices, Range) else choices
+        for value in values:
+            source = f"{path}: params.yaml with {name}={value}"
+            check_params.check(with_values({name: value}), source)
+    return space
+
+
+def with_values(values: dict[str, Any]) -> dict[str, Any]:
+    """The content of params.yaml with other values.
+
+    Args:
+        values: `section.key` to value.
+
+    Raises:
+        UserError: params.yaml has no such key.
+    """
+    content = params.read()
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        place = content
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            known = [key for section in SECTIONS for key in _names(content[section], section)]
+            raise UserError(f"{name}: params.yaml has no such key{params.nearest(name, known)}")
+        place[last] = value
+    return content
+
+
+def _names(values: dict[str, Any], prefix: str):
+    for key, value in values.items():
+        name = f"{prefix}.{key}"
+        yield from _names(value, name) if isinstance(value, dict) else [name]
+
+
+def suggest(trial, space: Space) -> dict[str, Any]:
+    """The values of one trial."""
+    values = {}
+    for name, choices in space.params.items():
+        if not isinstance(choices, Range):
+            # Optuna keeps texts and numbers; JSON tells null and lists from them.
+            texts = [json.dumps(choice) for choice in choices]
+            values[name] = json.loads(trial.suggest_categorical(name, texts))
+        elif isinstance(choices.low, int) and isinstance(choices.high, int):
+            step = choices.step or 1
+            values[name] = trial.suggest_int(
+                name, choices.low, choices.high, step=step, log=choices.log
+            )
+        else:
+            values[name] = trial.suggest_float(
+                name, choices.low, choices.high, step=choices.step, log=choices.log
+            )
+    return values
+
+
+def present_values(space: Space) -> dict[str, Any] | None:
+    """What params.yaml has, as Optuna keeps it; None where it lies outside the space."""
+    found = {}
+    for name, choices in space.params.items():
+        value: Any = params.read()
+        for part in name.split("."):
+            value = value[part]
+        if isinstance(choices, Range):
+            if not isinstance(value, (int, float)) or not choices.low <= value <= choices.high:
+                return None
+            found[name] = value
+        elif value in choices:
+            found[name] = json.dumps(value)
+        else:
+            return None
+    return found
+
+
+def run_experiment(
+    name: str, stage: str, values: dict[str, Any], on_epoch: Callable[[int, float], bool]
+) -> float | None:
+    """Runs an experiment up to a stage.
+
+    Args:
+        name: of the experiment; one of that name is replaced.
+        stage: 'train_head' or 'fine_tune'.
+        values: `section.key` to value.
+        on_epoch: gets the number of an epoch and its validation loss; True ends the experiment.
+
+    Returns:
+        The validation loss of the model that the stage keeps; None where it was ended.
+
+    Raises:
+        UserError: the experiment failed.
+    """
+    changes = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    words = ["--temp", "--force", "--name", name]
+    words += [word for path in untracked_data() for word in ("--copy-paths", path)]
+    words += [word for change in changes for word in ("-S", change)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "exp", "run", *words, stage],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # so that the stage can be ended with it
+    )
+    last_lines, current = [], None
+    try:
+        for line in process.stdout:
+            last_lines = [*last_lines[-20:], line]
+            if line.startswith("Running stage"):
+                current = line.split("'")[1]
+            found = EPOCH.search(line)
+            if found and current == stage:
+                print(f"  {name}: {line.strip()}", flush=True)
+                if on_epoch(int(found[1]), float(found[2])):
+                    return None
+        if process.wait():
+            raise UserError(f"the experiment {name} failed: {''.join(last_lines).strip()}")
+    finally:
+        if process.poll() is None:
+            _end(process)
+    return kept_loss(name, stage, with_values(values)[stage]["early_stopping_patience"])
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends DVC and its stage, first as Ctrl-C does, so that DVC lets go of its locks."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+            return
+
+
+def kept_loss(experiment: str, stage: str, patience: int | None) -> float:
+    """The validation loss of an experiment's model: the best with early stopping, else the last."""
+    import dvc.api
+
+    text = dvc.api.read((paths.PLOTS / stage / "history.csv").as_posix(), rev=experiment)
+    losses = [float(row["val_loss"]) for row in csv.DictReader(io.StringIO(text))]
+    return min(losses) if patience else losses[-1]
+
+
+def open_study(name: str, seed: int):
+    """What is known of a search, from .search/NAME.db; trials that were cut off are queued anew."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    MEMORY.mkdir(exist_ok=True)
+    study = optuna.create_study(
+        study_name=name,
+        storage=f"sqlite:///{MEMORY / name}.db",
+        load_if_exists=True,
+        direction="minimize",
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS, UNPRUNED_EPOCHS),
+    )
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    return study
+
+
+def preset_text(name: str, study, space: Space) -> str:
+    """The best trial as a preset, with where it is from."""
+    best = study.best_trial
+    nested: dict[str, Any] = {}
+    for key, value in best.params.items():
+        *parents, last = key.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        is_range = isinstance(space.params[key], Range)
+        place[last] = value if is_range else json.loads(value)
+    count = len(study.trials)
+    return (
+        f"# Found by `python -m tools.search` in the space {name}: the best of {count} trials\n"
+        f"# by the validation loss of {space.stage}, {best.value:.4f}. Of many tries the best is\n"
+        "# partly luck: run it with other seeds before it is believed.\n"
+    ) + yaml.safe_dump(nested, sort_keys=False)
+
+
+def main() -> None:
+    """Runs the trials that are still to do, and shows the best."""
+    parser = argparse.ArgumentParser(prog="tools.search", description=__doc__.split(":")[0])
+    parser.add_argument("space", type=Path, help="a file under searches/")
+    parser.add_argument("--trials", type=int, help="in all; default: what the file says")
+    parser.add_argument("--preset", help="write the best to presets/PRESET.yaml")
+    options = parser.parse_args()
+    preset = PRESETS / f"{options.preset}.yaml"
+    if options.preset and preset.exists():
+        raise UserError(f"{preset} exists; give another name, or remove it")
+    space = read_space(options.space)
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise UserError("Optuna is not installed; `make extra NAME=search` installs it") from None
+    name = options.space.stem
+    study = open_study(name, params.load_seed())
+    if not study.trials and (present := present_values(space)):
+        study.enqueue_trial(present)  # what there is now is what the others are compared with
+    trials = options.trials or space.trials
+    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    while (done := len(study.get_trials(states=finished))) < trials:
+        trial = study.ask()
+        values = suggest(trial, space)
+        print(f"trial {done + 1} of {trials}: {values}", flush=True)
+
+        def on_epoch(epoch: int, loss: float, trial=trial) -> bool:
+            trial.report(loss, epoch)
+            return trial.should_prune()
+
+        loss = run_experiment(f"{name}-{trial.number}", space.stage, values, on_epoch)
+        if loss is None:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            print("  ended early", flush=True)
+        else:
+            study.tell(trial, loss)
+            print(f"  validation loss {loss:.4f}, best {study.best_value:.4f}", flush=True)
+    text = preset_text(name, study, space)
+    print(text, end="")
+    if options.preset:
+        preset.write_text(text, encoding="utf-8")
+        print(f"written to {preset}; `make preset NAME={options.preset}` puts it into params.yaml")
+
+
+if __name__ == "__main__":
+    run(main)
