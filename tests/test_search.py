@@ -107,7 +107,7 @@ def test_an_experiment_is_ended_when_it_is_told_to(tmp_path, monkeypatch):
     project.repro("train_head")
     project.commit("head")
     monkeypatch.chdir(project.folder)
-    monkeypatch.setattr(search.os, "environ", project.environment)
+    monkeypatch.setenv("PATH", project.environment["PATH"])
     seen = []
 
     def on_epoch(epoch: int, loss: float) -> bool:

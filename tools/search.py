@@ -7,15 +7,10 @@ where it was stopped.
 """
 
 import argparse
-import contextlib
 import csv
 import io
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,9 +20,8 @@ from pydantic import Field, model_validator
 
 from stages.common import params, paths
 from stages.common.run import UserError, run
-from tools import check_params
+from tools import check_params, experiment
 from tools.preset import PRESETS
-from tools.sweep import untracked_data
 
 MEMORY = Path(".search")
 # What changes the validation images, or comes after training, can't be searched by their loss.
@@ -185,18 +179,7 @@ def run_experiment(
     Raises:
         UserError: the experiment failed.
     """
-    changes = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-    words = ["--temp", "--force", "--name", name]
-    words += [word for path in untracked_data() for word in ("--copy-paths", path)]
-    words += [word for change in changes for word in ("-S", change)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "exp", "run", *words, stage],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # so that the stage can be ended with it
-    )
+    process = experiment.start(name, stage, values)
     last_lines, current = [], None
     try:
         for line in process.stdout:
@@ -212,18 +195,8 @@ def run_experiment(
             raise UserError(f"the experiment {name} failed: {''.join(last_lines).strip()}")
     finally:
         if process.poll() is None:
-            _end(process)
+            experiment.end(process)
     return kept_loss(name, stage, with_values(values)[stage]["early_stopping_patience"])
-
-
-def _end(process: subprocess.Popen) -> None:
-    """Ends DVC and its stage, first as Ctrl-C does, so that DVC lets go of its locks."""
-    for number in (signal.SIGINT, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=30)
-            return
 
 
 def kept_loss(experiment: str, stage: str, patience: int | None) -> float:

@@ -1,0 +1,76 @@
+"""tools.repeat: repetitions over seeds, each run once, and their spread."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.common.run import UserError
+from tests.toy_project import ToyProject
+from tools import repeat
+
+
+def test_spread_over_seeds():
+    rows = [{"accuracy": 0.8, "loss": 0.5}, {"accuracy": 0.9, "loss": 0.5}]
+    lines = [line.split() for line in repeat.table(rows).splitlines()]
+    assert lines[1] == ["accuracy", "0.8500", "0.0707", "0.8000", "0.9000"]
+    assert lines[2] == ["loss", "0.5000", "0.0000", "0.5000", "0.5000"]
+
+
+def test_metrics_are_chosen_by_name():
+    metrics = {"accuracy": 1.0, "roc_auc": 1.0, "slice.wafer_type.mono.accuracy": 1.0}
+    assert repeat.chosen(metrics, None) == ["accuracy", "roc_auc"]
+    with pytest.raises(UserError, match=r"'slice.wafer_typ.mono.accuracy'; did you mean 'slice"):
+        repeat.chosen(metrics, ["slice.wafer_typ.mono.accuracy"])
+
+
+def test_figures_of_a_setting_replace_those_that_are_there(tmp_path: Path):
+    file = tmp_path / "results.csv"
+    repeat.keep(file, "head", "none", [{"loss": 0.5}, {"loss": 0.6}])
+    repeat.keep(file, "head", "seed=1", [{"loss": 0.7}])
+    repeat.keep(file, "head", "none", [{"loss": 0.4}])
+    assert file.read_text().splitlines() == [
+        "model,change,seed,loss",
+        "head,seed=1,0,0.7",
+        "head,none,0,0.4",
+    ]
+    with pytest.raises(UserError, match="choose the same by --metrics"):
+        repeat.keep(file, "head", "none", [{"accuracy": 0.4}])
+
+
+@pytest.mark.slow
+def test_a_repetition_is_run_once_and_leaves_the_work_tree_alone(tmp_path):
+    project = ToyProject(tmp_path)
+    project.set_params({"train_head": {"epochs": 3}})
+    project.repro("evaluate@head")
+    project.commit("results")
+
+    def run() -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "tools.repeat", "--seeds", "2", "--model", "head"],
+            cwd=project.folder,
+            env=project.environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    printed = run()
+    assert "Running stage 'train_head'" in printed
+    assert "fine_tune" not in printed
+    again = run()
+    assert "Running stage" not in again
+    assert again.splitlines()[-3:] == printed.splitlines()[-3:]
+    accuracy = json.loads((tmp_path / "metrics" / "head.json").read_text())["accuracy"]
+    (line,) = [line for line in again.splitlines() if line.startswith("accuracy")][-1:]
+    low, high = map(float, line.split()[-2:])
+    assert low <= accuracy + 5e-5  # seed 0 is the run in the work tree
+    assert high >= accuracy - 5e-5
+    status = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=project.folder, capture_output=True, text=True
+    ).stdout
+    assert "params.yaml" not in status

@@ -1,0 +1,43 @@
+"""Runs one DVC experiment in a folder of its own, so that the work tree stays as it is."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from tools.sweep import untracked_data
+
+
+def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:
+    """Starts an experiment; what DVC and the stages say can be read from its stdout, by lines.
+
+    Args:
+        name: of the experiment; one of that name is replaced.
+        target: the stage to run up to.
+        values: of params.yaml, `section.key` to value.
+    """
+    words = ["--temp", "--force", "--name", name]
+    words += [word for path in untracked_data() for word in ("--copy-paths", path)]
+    for key, value in values.items():
+        words += ["-S", f"{key}={json.dumps(value)}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", "exp", "run", *words, target],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # so that the stage can be ended with it
+    )
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends DVC and its stage, first as Ctrl-C does, so that DVC lets go of its locks."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+            return

@@ -1,0 +1,158 @@
+"""Repeats the pipeline with several seeds: python -m tools.repeat --seeds 5 [--model head] [-S …].
+
+A seed draws the split, new weights, the order of images and augmentation, so that the spread over
+seeds is what a single number hides. Each repetition is a DVC experiment, and one that was run
+before is not run again. Ends with a table; --csv keeps the figures for docs/experiments.md.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import dvc.api
+import yaml
+
+from stages.common import params, paths
+from stages.common.run import UserError, run
+from tools import check_params, experiment
+from tools.search import with_values
+from tools.sweep import dvc as run_dvc
+
+METRICS = ("accuracy", "weighted_accuracy", "balanced_accuracy", "roc_auc", "loss")
+MODELS = ("head", "fine_tuned")
+
+
+def name_of(target: str, values: dict[str, Any]) -> str:
+    """A name that is equal where commit, params, target and values are."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout
+    parts = [commit, params.PARAMS_FILE.read_text(encoding="utf-8"), target, json.dumps(values)]
+    return f"repeat-{hashlib.sha256(''.join(parts).encode()).hexdigest()[:10]}"
+
+
+def run_once(target: str, values: dict[str, Any]) -> str:
+    """Runs the experiment up to a stage, unless it has been; its name."""
+    name = name_of(target, values)
+    if name in run_dvc("exp", "list", "--name-only").split():
+        return name
+    process = experiment.start(name, target, values)
+    last_lines: list[str] = []
+    try:
+        for line in process.stdout:
+            last_lines = [*last_lines[-20:], line]
+            print(line, end="", flush=True)
+        if process.wait():
+            raise UserError(f"the experiment {name} failed: {''.join(last_lines).strip()}")
+    finally:
+        if process.poll() is None:
+            experiment.end(process)
+    return name
+
+
+def read_metrics(name: str, model: str) -> dict[str, float]:
+    """All numbers of a model in an experiment, nested names joined by points."""
+    text = dvc.api.read((paths.METRICS / f"{model}.json").as_posix(), rev=name)
+    found: dict[str, float] = {}
+
+    def flatten(values: dict, prefix: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                flatten(value, f"{prefix}{key}.")
+            else:
+                found[f"{prefix}{key}"] = value
+
+    flatten(json.loads(text), "")
+    return found
+
+
+def chosen(metrics: dict[str, float], names: list[str] | None) -> list[str]:
+    """The metrics to show; UserError where there is none of a name."""
+    for name in names or ():
+        if name not in metrics:
+            raise UserError(f"no metric is named {name!r}{params.nearest(name, metrics)}")
+    return names or [name for name in METRICS if name in metrics]
+
+
+def table(rows: list[dict[str, float]]) -> str:
+    """Mean, standard deviation and extremes over the seeds, a metric a line."""
+    width = max(map(len, rows[0]))
+    lines = [f"{f'{len(rows)} seeds':<{width}}  {'mean':>7} {'± sd':>7} {'from':>7} {'to':>7}"]
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        lines.append(
+            f"{name:<{width}}  {statistics.mean(values):>7.4f} {spread:>7} {min(values):>7.4f} "
+            f"{max(values):>7.4f}"
+        )
+    return "\n".join(lines)
+
+
+def keep(path: Path, model: str, change: str, rows: list[dict[str, float]]) -> None:
+    """Writes a row for each seed; rows of the same model and change that are there give way.
+
+    Raises:
+        UserError: the file has other columns.
+    """
+    columns = ["model", "change", "seed", *rows[0]]
+    kept = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames != columns:
+                raise UserError(
+                    f"{path} has columns {', '.join(reader.fieldnames or [])}, and these results "
+                    f"{', '.join(columns)}; choose the same by --metrics, or another file"
+                )
+            kept = [row for row in reader if (row["model"], row["change"]) != (model, change)]
+    new = [{"model": model, "change": change, "seed": seed, **row} for seed, row in enumerate(rows)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *new])
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="tools.repeat", description=__doc__.split(":")[0])
+    parser.add_argument("--seeds", type=int, required=True, help="how many: 0 to one less")
+    parser.add_argument("--model", choices=MODELS, default="fine_tuned")
+    parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--metrics", nargs="+", metavar="NAME", help=f"default: {' '.join(METRICS)}"
+    )
+    parser.add_argument("--csv", type=Path, help="keep the figures, a row for each seed")
+    options = parser.parse_args()
+    if options.seeds < 1:
+        parser.error(f"--seeds: expected 1 or more, received {options.seeds}")
+    return options
+
+
+def main() -> None:
+    """Runs what is still to run, and prints."""
+    options = parse()
+    values = {}
+    for change in options.set_param:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"-S: expected KEY=VALUE, received {change!r}")
+        values[key] = yaml.safe_load(value)
+    check_params.check(with_values({**values, "seed": 0}), "params.yaml with -S")
+    rows = []
+    for seed in range(options.seeds):
+        print(f"seed {seed}, {seed + 1} of {options.seeds}", flush=True)
+        name = run_once(f"evaluate@{options.model}", {**values, "seed": seed})
+        metrics = read_metrics(name, options.model)
+        rows.append({name: metrics[name] for name in chosen(metrics, options.metrics)})
+        print(table(rows), flush=True)
+    if options.csv:
+        keep(options.csv, options.model, " ".join(options.set_param) or "none", rows)
+
+
+if __name__ == "__main__":
+    run(main)
