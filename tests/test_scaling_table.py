@@ -16,7 +16,9 @@ def test_sizes(value, text):
     assert scaling_table.size(value) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(1800, "0.5 h"), (3.156e9, "1e+02 years")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1800, "0.5 h"), (3600 * 5123, "5,100 h"), (1e9, "32 years")]
+)
 def test_hours(seconds, text):
     assert scaling_table.hours(seconds) == text
 

@@ -32,7 +32,9 @@ def size(count: float) -> str:
 def hours(seconds: float) -> str:
     """Seconds as hours, or as years of one core where they are many."""
     found = seconds / 3600
-    return f"{found:.2g} h" if found < 10_000 else f"{found / 8766:.2g} years"
+    if found < 10:
+        return f"{found:.2g} h"
+    return f"{float(f'{found:.2g}'):,.0f} h" if found < 10_000 else f"{found / 8766:.2g} years"
 
 
 def per_core(rates: list[dict[str, Any]], case: str, cores: int) -> float:
