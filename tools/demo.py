@@ -5,6 +5,7 @@ page unless --host says otherwise; what is uploaded is removed when the page's s
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -105,11 +106,10 @@ def main() -> None:
             prevent_thread_lock=True,
             quiet=True,
         )
-        print(f"{options.model} at {address} (Ctrl-C ends it)", flush=True)
-        try:
+        # The library ends quietly on Ctrl-C only once it waits, not a moment before.
+        with contextlib.closing(blocks), contextlib.suppress(KeyboardInterrupt):
+            print(f"{options.model} at {address} (Ctrl-C ends it)", flush=True)
             blocks.block_thread()
-        finally:
-            blocks.close()
 
 
 if __name__ == "__main__":
