@@ -11,6 +11,8 @@ EXTRAS := $(filter-out gpu demo,$(patsubst requirements-%.in,%,$(wildcard requir
 DEMO := $(VENV)-demo
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links
+# A file's tests stay together, since they share what was costly to make.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 # Stages are `python -m …`: this environment's python must be the first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -54,13 +56,13 @@ data: setup ## fetch and split only, then say what is in the data and what to do
 	python -m tools.inspect_data
 
 test: setup ## run the tests
-	python -m pytest
+	python -m pytest $(PARALLEL)
 
 demo: $(DEMO)/installed ## classify pictures on a local web page (OPTIONS='--model … --port …')
 	$(DEMO)/bin/python -m tools.demo $(OPTIONS)
 
 test-all: $(EXTRAS:%=$(VENV)/extra-%) $(DEMO)/installed ## run what `make test` leaves out: slow, or of an extra
-	python -m pytest -m slow
+	python -m pytest $(PARALLEL) -m slow
 
 benchmark: setup ## compare speeds with what one would run instead, after a `make repro`
 	python -m tools.benchmark

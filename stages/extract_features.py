@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from stages.common import augment, blocks, models, params, paths, runtime, shards
+from stages.common import augment, blocks, folding, models, params, paths, runtime, shards
 from stages.common.run import progress, run, start_tensorflow
 
 
@@ -53,11 +53,15 @@ def feature_function(backbone_model, features: str, symmetries):
     """A compiled function from images (batch, height, width, 3) to (batch, views, …) float16."""
     import tensorflow as tf
 
+    resize = backbone_model.get_layer("resize")
+    network = folding.folded(backbone_model.get_layer("backbone"))
+
     @tf.function(reduce_retracing=True)
     def extract(images):
         views = []
         for symmetry in symmetries:
-            maps = backbone_model(augment.apply(images, symmetry), training=False)
+            resized = resize(tf.cast(augment.apply(images, symmetry), tf.float32))
+            maps = network(resized, training=False)
             if features == "pooled":
                 every = maps if isinstance(maps, list) else [maps]
                 every = [tf.cast(one, tf.float32) for one in every]

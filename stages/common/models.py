@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import geometry, hub
+from stages.common import folding, geometry, hub
 from stages.common.run import UserError
 
 # The oldest date that a zip file can hold.
@@ -133,9 +133,9 @@ def training_model(model, augmentation, image_shape, mixture=None, update_statis
     """The classifier as it trains, layers shared: augmentation in front, logits at the end.
 
     The backbone runs with `training=False` here unless its statistics are asked for, so that
-    BatchNorm keeps them whether or not γ and β train. Baking that into the saved graph would not
-    do: Keras 3 lets the `training` of the outer call replace the one a functional model was built
-    with.
+    BatchNorm keeps them whether or not γ and β train, and is folded into the convolution before it.
+    Baking that into the saved graph would not do: Keras 3 lets the `training` of the outer call
+    replace the one a functional model was built with.
 
     Args:
         model: from `assemble`.
@@ -153,13 +153,16 @@ def training_model(model, augmentation, image_shape, mixture=None, update_statis
     from keras import ops
 
     pool = [layer for layer in model.layers if layer.name == "pool"]
+    backbone = model.get_layer("backbone")
+    # Not a part of the model that trains, where it would have a copy of each weight's name.
+    network = backbone if update_statistics else folding.folded(backbone)
 
     class TrainingModel(keras.Model):
         def __init__(self):
             super().__init__(name="training")
             self.augmentation, self.mixture = augmentation, mixture
             self.resize = model.get_layer("resize")
-            self.backbone = model.get_layer("backbone")
+            self.backbone = backbone
             self.pool = pool
             self.head = model.get_layer("head")
 
@@ -173,7 +176,7 @@ def training_model(model, augmentation, image_shape, mixture=None, update_statis
         def call(self, images, training=False):
             # As the classifier's input does: a resize of bytes would round to bytes.
             resized = self.resize(ops.cast(images, "float32"))
-            features = self.backbone(resized, training=training and update_statistics)
+            features = network(resized, training=training and update_statistics)
             for layer in self.pool:
                 features = layer(features)
             return self.head(features, training=training)

@@ -138,6 +138,8 @@ def compile_model(
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     if any(layer.compute_dtype == "float16" for layer in models.leaf_layers(model)):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    # Else Keras makes its variables inside the graph of the first step, which is then traced twice.
+    optimizer.build(model.trainable_variables)
     model.compile(
         optimizer=optimizer,
         # With smoothing 0 this equals the sparse loss.
@@ -368,7 +370,6 @@ def fit(
             verbose=0,
         )
     elif first_epoch:
-        model.optimizer.build(model.trainable_variables)
         model.load_weights(latest / "latest.weights.h5")
         # As Keras' fit does at its end: puts the average of the weights in their place.
         model.optimizer.finalize_variable_values(model.trainable_variables)
