@@ -444,3 +444,31 @@ def test_chunks_are_bounded_by_images_and_by_bytes():
     assert [len(chunk) for chunk in images._chunks(small)] == [64, 64, 1]
     large = [File("", bytes(images.CHUNK_BYTES // 2 + 1))] * 5
     assert [len(chunk) for chunk in images._chunks(large)] == [2, 2, 1]
+
+
+def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same():
+    """Also where EXIF turns it, and never below what is wanted."""
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    large = Image.fromarray(coarse).resize((1600, 1200), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn to the right
+    for orientation in (None, exif):
+        file = io.BytesIO()
+        large.save(file, "JPEG", quality=95, **({"exif": orientation} if orientation else {}))
+        encoded = file.getvalue()
+        smaller = images.decode(encoded, wanted_side=224)
+        whole = images.decode(encoded)
+        assert min(smaller.size) >= images.DRAFT_GAP * 224
+        assert smaller.width < whole.width
+        expected = np.asarray(geometry.shrink(whole, 224, "squash"), np.float64)
+        received = images.to_array(encoded, 224, "squash").astype(np.float64)
+        assert received.shape == expected.shape
+        assert np.abs(received - expected).mean() < 1  # of 255
+
+
+def test_only_a_jpeg_much_larger_than_wanted_comes_smaller():
+    picture = Image.new("RGB", (500, 375), "red")
+    for kind in ("JPEG", "PNG", "WEBP"):
+        file = io.BytesIO()
+        picture.save(file, kind)
+        assert images.decode(file.getvalue(), wanted_side=224).size == (500, 375)

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -25,6 +26,9 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 MOST_PIXELS = 178_956_970  # Pillow's own limit, above which it takes a file for an attack
 CHUNK_IMAGES = 64
 CHUNK_BYTES = 2**20
+# A JPEG may be decoded at a half, a quarter or an eighth, where at least so many times the pixels
+# that are wanted are left for the resize behind it: Pillow's own thumbnails leave twice as many.
+DRAFT_GAP = 1.5
 # What Pillow's plugins raise on bytes that they can't make sense of, found by damaging real files.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, struct.error)
 
@@ -53,11 +57,19 @@ class Decoded:
     frames: int  # above 1: an animation or several pages, of which the picture is the first
 
 
-def read(encoded: bytes, pixel_limit: int = MOST_PIXELS) -> Decoded:
+def read(
+    encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None = None
+) -> Decoded:
     """An encoded image as an upright RGB picture.
 
     The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency is laid over
     white; of an animation the first frame is taken.
+
+    Args:
+        encoded: an image file.
+        pixel_limit: most pixels, width × height.
+        wanted_side: pixels to which sides will be shrunk; a much larger JPEG then comes smaller,
+            since its decoder leaves out what nobody sees. None: as large as it is.
 
     Raises:
         BadImage: not_an_image, truncated (cut off or damaged), zero_pixels, or too_many_pixels:
@@ -69,6 +81,8 @@ def read(encoded: bytes, pixel_limit: int = MOST_PIXELS) -> Decoded:
             _check_size(image.size, pixel_limit)
             # A photograph's second picture (MPO) is a preview or a depth map, and no animation.
             frames = 1 if file_format == "MPO" else getattr(image, "n_frames", 1)
+            if wanted_side is not None:
+                image.draft(None, (math.ceil(DRAFT_GAP * wanted_side),) * 2)  # JPEG's alone
             image.load()
             _turn_upright(image)
             return Decoded(_to_rgb(image), file_format, mode, frames)
@@ -83,9 +97,11 @@ def read(encoded: bytes, pixel_limit: int = MOST_PIXELS) -> Decoded:
         raise BadImage("truncated", detail) from None
 
 
-def decode(encoded: bytes, pixel_limit: int = MOST_PIXELS) -> Image.Image:
+def decode(
+    encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None = None
+) -> Image.Image:
     """The picture of `read` alone."""
-    return read(encoded, pixel_limit).picture
+    return read(encoded, pixel_limit, wanted_side).picture
 
 
 def _check_size(size: tuple[int, int], pixel_limit: int) -> None:
@@ -158,7 +174,8 @@ def to_array(encoded: bytes, image_size: int, resize: str) -> np.ndarray:
         image_size: in pixels.
         resize: see geometry.shrink.
     """
-    return np.asarray(geometry.shrink(decode(encoded), image_size, resize))
+    picture = decode(encoded, wanted_side=image_size)
+    return np.asarray(geometry.shrink(picture, image_size, resize))
 
 
 class Encoded(Protocol):
