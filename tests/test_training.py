@@ -31,6 +31,7 @@ TRAINING = {
     "label_smoothing": 0.0,
     "clip_norm": None,
     "average_decay": None,
+    "averaged_epochs": None,
     "batch_size": 8,
     "epochs": 4,
     "seconds_budget": None,
@@ -552,3 +553,44 @@ def test_a_budget_ends_training_and_brings_the_rate_down(tmp_path, monkeypatch):
     rates = [row["learning_rate"] for row in history]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.01 * rates[0] < rates[0] <= 0.01
+
+
+def test_averaged_epochs_is_the_mean_of_the_best_ones(tmp_path):
+    features, labels = two_blobs()
+    validation = tf.data.Dataset.from_tensor_slices((features, labels[:, ::-1])).batch(8)
+    seen = []
+
+    class Watched(keras.Model):
+        def save_weights(self, filepath, **options):
+            if "best" in str(filepath):
+                seen.append(self.get_layer("logits").get_weights())
+            super().save_weights(filepath, **options)
+
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((4,))
+    outputs = keras.layers.Dense(2, name="logits")(keras.layers.Dropout(0.2)(inputs))
+    model = Watched(inputs, outputs)
+    # By labels turned around the first epochs are the best.
+    history = fit(
+        model, tmp_path, make_validation=validation, epochs=5, averaged_epochs=2, learning_rate=0.1
+    )
+    losses = [row["val_loss"] for row in history]
+    assert np.argsort(losses)[:2].tolist() == [0, 1]
+    assert len(seen) == 2  # later epochs are worse and are not kept
+    for received, *expected in zip(model.get_layer("logits").get_weights(), *seen, strict=True):
+        np.testing.assert_allclose(received, np.mean(expected, axis=0), rtol=1e-6)
+
+
+def test_averaged_epochs_go_on_after_an_interruption(tmp_path):
+    data = tf.data.Dataset.from_tensor_slices(two_blobs()).batch(8)
+    whole = small_model()
+    fit(whole, tmp_path / "whole", averaged_epochs=3)
+    broken = small_model()
+    given = parameters(averaged_epochs=3)
+    training.compile_model(broken, given, 4)
+    with pytest.raises(ValueError, match="stopped"):
+        _fit_until_input_ends(broken, given, list(data.repeat(2)), data, tmp_path / "resumed")
+    resumed = small_model()
+    fit(resumed, tmp_path / "resumed", averaged_epochs=3)
+    for expected, actual in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(expected, actual)

@@ -28,6 +28,7 @@ HEAD = {
     "label_smoothing": 0.0,
     "clip_norm": None,
     "average_decay": None,
+    "averaged_epochs": None,
     "batch_size": BATCH,
     "epochs": EPOCHS,
     "seconds_budget": None,

@@ -57,9 +57,7 @@ class Decoded:
     frames: int  # above 1: an animation or several pages, of which the picture is the first
 
 
-def read(
-    encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None = None
-) -> Decoded:
+def read(encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None = None) -> Decoded:
     """An encoded image as an upright RGB picture.
 
     The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency is laid over

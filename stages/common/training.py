@@ -37,6 +37,10 @@ class TrainingParams:
         float | None,
         Field(gt=0, lt=1, description="null (no average) or a number above 0 and below 1"),
     ]
+    averaged_epochs: Annotated[
+        int | None,
+        Field(ge=1, description="null (no average) or a whole number of epochs, 1 or more"),
+    ]
     batch_size: params.PositiveInt
     epochs: params.PositiveInt
     seconds_budget: Annotated[
@@ -327,8 +331,9 @@ def fit(
     """Trains to the last epoch, from the last one that was backed up.
 
     Args:
-        model: compiled; leaves with its final weights, those of the best epoch by validation loss
-            where `early_stopping_patience` is set.
+        model: compiled; leaves with its final weights: with `averaged_epochs` the mean of those of
+            so many best epochs by validation loss, a uniform soup of one run (Wortsman et al.
+            2022); else with `early_stopping_patience` those of the best epoch.
         parameters: epochs, batch size, patience.
         make_training_batches: first epoch to a dataset of all the batches from there on.
         validation_batches: the validation split.
@@ -342,7 +347,7 @@ def fit(
     backup.mkdir(parents=True, exist_ok=True)
     first_epoch, latest = _latest_backup(backup)
     history = _History(backup / "history.csv", first_epoch)
-    best = _BestWeights(backup / "best.weights.h5", parameters.early_stopping_patience, history)
+    best = _BestWeights(backup, parameters, history)
     budget = _Budget(backup / "seconds.txt", parameters)
     averages = _average_callbacks() if parameters.average_decay is not None else []
     steps_per_epoch = -(-images_per_epoch // parameters.batch_size)
@@ -593,13 +598,16 @@ def write_history(path: Path, rows: Sequence[dict[str, float]]) -> None:
 
 
 class _BestWeights:
-    """Early stopping whose memory survives a kill: it is all in the history and one file.
+    """Early stopping and the mean of the best epochs, with a memory that survives a kill.
 
-    Keras' EarlyStopping keeps its best weights and its patience in the process alone.
+    It is all in the history and a file for each of the best epochs. Keras' EarlyStopping keeps its
+    best weights and its patience in the process alone.
     """
 
-    def __init__(self, path: Path, patience: int | None, history: _History):
-        self._path, self._patience, self._history = path, patience, history
+    def __init__(self, folder: Path, parameters: TrainingParams, history: _History):
+        self._folder, self._history = folder, history
+        self._patience = parameters.early_stopping_patience
+        self._count = parameters.averaged_epochs or (0 if self._patience is None else 1)
 
     @property
     def _losses(self) -> list[float]:
@@ -612,6 +620,11 @@ class _BestWeights:
             return False
         return len(self._losses) - 1 - int(np.argmin(self._losses)) >= self._patience
 
+    def _best(self, losses: Sequence[float]) -> set[Path]:
+        """The files of the best of these epochs; of equal ones the earlier."""
+        order = np.argsort(losses, kind="stable")[: self._count]
+        return {self._folder / f"best-{epoch + 1:06}.weights.h5" for epoch in order}
+
     def callback(self):
         import keras
 
@@ -619,21 +632,43 @@ class _BestWeights:
 
         class BestWeightsCallback(keras.callbacks.Callback):
             def on_epoch_end(self, epoch, logs=None):
-                if best._patience is None:
-                    return
-                if np.argmin(best._losses) == len(best._losses) - 1:
-                    temporary = best._path.with_name("new_best.weights.h5")
+                losses = best._losses
+                kept = best._best(losses)
+                path = best._folder / f"best-{epoch + 1:06}.weights.h5"
+                if path in kept:
+                    temporary = best._folder / "new_best.weights.h5"
                     self.model.save_weights(temporary, overwrite=True)
-                    os.replace(temporary, best._path)
+                    os.replace(temporary, path)
+                # A kill from here on goes back by one epoch: its best ones stay as well.
+                for other in set(best._folder.glob("best-*")) - kept - best._best(losses[:-1]):
+                    other.unlink()
                 if best.exhausted:
                     self.model.stop_training = True
-                    print(f"stopped early: epoch {np.argmin(best._losses) + 1} was best")
+                    print(f"stopped early: epoch {np.argmin(losses) + 1} was best")
 
         return BestWeightsCallback()
 
     def restore(self, model) -> None:
-        if self._patience is not None:
-            model.load_weights(self._path)
+        """Puts the mean of the best epochs into a model."""
+        files = sorted(self._best(self._losses))
+        if not files:
+            return
+        means = None
+        for number, path in enumerate(files, start=1):
+            model.load_weights(path)
+            weights = [variable.numpy().astype(np.float64) for variable in model.weights]
+            means = (
+                weights
+                if means is None
+                else [
+                    mean + (weight - mean) / number
+                    for mean, weight in zip(means, weights, strict=True)
+                ]
+            )
+        if len(files) > 1:
+            for variable, mean in zip(model.weights, means, strict=True):
+                if np.issubdtype(variable.numpy().dtype, np.floating):  # no seed generators
+                    variable.assign(mean)
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
