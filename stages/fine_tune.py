@@ -28,6 +28,7 @@ from stages.common import (
 from stages.common.run import UserError, run, start_tensorflow
 
 PATTERN = "regex:"
+SIZES_ALLOWED = "null, or a list of [epoch, pixels from then on], as [[1, 128], [9, 224]]"
 GRADUAL_ALLOWED = "null, or a list of [epoch, what trains from then on], as [[1, none], [4, all]]"
 
 
@@ -50,16 +51,21 @@ class FineTuneParams(weights.WeightParams, training.TrainingParams):
     layer_decay: Annotated[
         float, Field(gt=0, le=1, description="a number above 0, up to 1 (one rate for all layers)")
     ]
+    image_sizes: Annotated[
+        list[tuple[int, params.PositiveInt]] | None, Field(min_length=1, description=SIZES_ALLOWED)
+    ]
     augment: image_augmentation.ImageAugmentationParams
 
     @model_validator(mode="after")
     def _steps_follow_each_other(self):
-        epochs = [epoch for epoch, _ in self.gradual_unfreezing or []]
-        if epochs != sorted(set(epochs)) or any(not 1 <= epoch <= self.epochs for epoch in epochs):
-            raise ValueError(
-                f"gradual_unfreezing: expected epochs that rise, from 1 to {self.epochs} (epochs), "
-                f"received {epochs}"
-            )
+        for key in ("gradual_unfreezing", "image_sizes"):
+            epochs = [epoch for epoch, _ in getattr(self, key) or []]
+            within = all(1 <= epoch <= self.epochs for epoch in epochs)
+            if epochs != sorted(set(epochs)) or not within:
+                raise ValueError(
+                    f"{key}: expected epochs that rise, from 1 to {self.epochs} (epochs), "
+                    f"received {epochs}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -232,6 +238,7 @@ def fine_tune(
         image_shape,
         image_augmentation.mixture_layer(parameters.augment, seed),
         update_statistics=parameters.batch_norm_statistics == "updated",
+        image_sizes=parameters.image_sizes,
     )
     temperature = training.train(
         "fine_tune",

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from scipy.special import log_softmax
 
-from stages.common import augment, models, params, shards, training
+from stages.common import augment, backbones, models, params, shards, training
 from stages.common.run import UserError
 from stages.fine_tune import (
     FineTuneParams,
@@ -477,10 +477,15 @@ def test_training_tells_the_optimizer_which_epoch_it_is(tmp_path):
         assert (max(changes) > 0) == moves
 
 
-def test_steps_of_unfreezing_are_checked():
+def test_steps_of_unfreezing_and_of_sizes_are_checked():
     for steps in ([[2, "none"], [1, "all"]], [[0, "all"]], [[99, "all"]]):
         with pytest.raises(UserError, match=r"gradual_unfreezing: expected epochs that rise, from"):
             fine_tune_params(gradual_unfreezing=steps)
+        sizes = [[epoch, 64] for epoch, _ in steps]
+        with pytest.raises(UserError, match=r"image_sizes: expected epochs that rise, from"):
+            fine_tune_params(image_sizes=sizes)
+    with pytest.raises(UserError, match=r"image_sizes"):
+        fine_tune_params(image_sizes=[[1, 0]])
     with pytest.raises(UserError, match=r"gradual_unfreezing.*expected null, or a list of \[epoch"):
         fine_tune_params(gradual_unfreezing="all")
 
@@ -594,3 +599,56 @@ def test_averaged_epochs_go_on_after_an_interruption(tmp_path):
     fit(resumed, tmp_path / "resumed", averaged_epochs=3)
     for expected, actual in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_array_equal(expected, actual)
+
+
+def test_images_are_smaller_where_an_epoch_says_so_and_whole_out_of_training(toy_classifier):
+    model = toy_classifier("linear")
+    sizes = fine_tune_params(image_sizes=[[2, 16], [4, 32]]).image_sizes
+    trained = models.training_model(model, keras.layers.Identity(), [32, 32, 3], image_sizes=sizes)
+    images, _ = eight_images()
+    whole = model.get_layer("head")(
+        tf.reduce_mean(model.get_layer("backbone")(images, training=False), axis=(1, 2))
+    )
+    # The same weights behind an input of 16 pixels.
+    smaller = backbones.build("tiny", None, 16)
+    smaller.set_weights(model.get_layer("backbone").get_weights())
+    maps = smaller(tf.image.resize(images, (16, 16), antialias=True), training=False)
+    of_smaller = model.get_layer("head")(tf.reduce_mean(maps, axis=(1, 2)))
+    for epoch, expected in ((1, whole), (2, of_smaller), (3, of_smaller), (4, whole)):
+        trained.begin_epoch(epoch)
+        received = trained(images, training=True)
+        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(trained(images, training=False), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_of_one_size_says_that_it_is_one(toy_classifier):
+    model = toy_classifier("linear")
+    images = keras.Input((32, 32, 3))
+    flat = keras.layers.Dense(16)(keras.layers.Flatten()(images))
+    backbone = keras.Model(images, keras.layers.Reshape((1, 1, 16))(flat), name="backbone")
+    fixed = models.assemble(models.with_any_size(backbone), model.get_layer("head"))
+    with pytest.raises(UserError, match=r"image_sizes: this network, of 32 pixels, does not take"):
+        models.training_model(fixed, keras.layers.Identity(), [32, 32, 3], image_sizes=[(1, 16)])
+
+
+def test_training_at_two_sizes_lowers_the_loss(toy_classifier, tmp_path):
+    model = toy_classifier("linear")
+    trained = models.training_model(
+        model,
+        keras.layers.Identity(),
+        [32, 32, 3],
+        image_sizes=[(1, 16), (3, 32)],
+    )
+    given = parameters(learning_rate=0.003, epochs=6)
+    images, labels = eight_images()
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+    training.compile_model(trained, given, 1)
+    history = training.fit(
+        trained,
+        given,
+        make_training_batches=lambda first: data.repeat(given.epochs - first),
+        validation_batches=data,
+        images_per_epoch=8,
+        backup=tmp_path / "backup",
+    )
+    assert history[-1]["val_loss"] < history[0]["val_loss"]

@@ -129,7 +129,14 @@ def logits_of(model):
     return keras.Model(model.input, model.get_layer("temperature").input, name="logits")
 
 
-def training_model(model, augmentation, image_shape, mixture=None, update_statistics=False):
+def training_model(
+    model,
+    augmentation,
+    image_shape,
+    mixture=None,
+    update_statistics=False,
+    image_sizes: Sequence[tuple[int, int]] | None = None,
+):
     """The classifier as it trains, layers shared: augmentation in front, logits at the end.
 
     The backbone runs with `training=False` here unless its statistics are asked for, so that
@@ -145,19 +152,38 @@ def training_model(model, augmentation, image_shape, mixture=None, update_statis
             image_augmentation.mixture_layer; None: images stay whole.
         update_statistics: run the backbone as in training: unfrozen BatchNorm layers normalise by
             the batch and move their statistics, and dropout of the network's own acts.
+        image_sizes: (epoch, pixels): from that epoch on, from 1, it trains on images of that side;
+            smaller ones first as in Tan and Le 2021 (EfficientNetV2), section 4. The model's
+            `begin_epoch` wants to know the epoch. None: always that of the classifier, which
+            counts before the first epoch that is named, and out of training.
 
     Returns:
         A built keras.Model from images (batch, *image_shape), 0–255, to logits (batch, classes).
+
+    Raises:
+        UserError: `image_sizes` are given and the network does not take them.
     """
     import keras
+    import tensorflow as tf
     from keras import ops
 
     pool = [layer for layer in model.layers if layer.name == "pool"]
     backbone = model.get_layer("backbone")
     # Not a part of the model that trains, where it would have a copy of each weight's name.
     network = backbone if update_statistics else folding.folded(backbone)
+    image_size = model.get_layer("resize").height
+    if image_sizes is not None:
+        at_any_size = _at_any_size(network, {pixels for _, pixels in image_sizes})
+        # No part of the model either: it follows from the epoch and needs no backup.
+        side = keras.Variable(image_size, trainable=False, dtype="int32")
 
     class TrainingModel(keras.Model):
+        def begin_epoch(self, epoch: int) -> None:
+            """Takes the image size of an epoch, from 1."""
+            if image_sizes is not None:
+                begun = [pixels for first, pixels in image_sizes if first <= epoch]
+                side.assign(begun[-1] if begun else image_size)
+
         def __init__(self):
             super().__init__(name="training")
             self.augmentation, self.mixture = augmentation, mixture
@@ -175,8 +201,13 @@ def training_model(model, augmentation, image_shape, mixture=None, update_statis
 
         def call(self, images, training=False):
             # As the classifier's input does: a resize of bytes would round to bytes.
-            resized = self.resize(ops.cast(images, "float32"))
-            features = network(resized, training=training and update_statistics)
+            images = ops.cast(images, "float32")
+            if training and image_sizes is not None:
+                resized = tf.image.resize(images, [side.value] * 2, antialias=True)
+                features = at_any_size(resized, training=update_statistics)
+            else:
+                resized = self.resize(images)
+                features = network(resized, training=training and update_statistics)
             for layer in self.pool:
                 features = layer(features)
             return self.head(features, training=training)
@@ -187,6 +218,33 @@ def training_model(model, augmentation, image_shape, mixture=None, update_statis
     trained = TrainingModel()
     trained(keras.Input(tuple(image_shape), name="training_images"))
     return trained
+
+
+def _at_any_size(network, sides: set[int]):
+    """A network of one image size behind an input of any; layers and weights shared.
+
+    Raises:
+        UserError: it does not take images of one of the sides.
+    """
+    import keras
+    import tensorflow as tf
+
+    channels = network.input_shape[-1]
+    try:
+        free = keras.models.clone_model(
+            network,
+            input_tensors=keras.Input((None, None, channels)),
+            clone_function=lambda layer: layer,
+        )
+        for side in sides:
+            free(tf.zeros((1, side, side, channels)), training=False)
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        raise UserError(
+            f"params.yaml, fine_tune.image_sizes: this network, of {network.input_shape[1]} "
+            f"pixels, does not take one of {sorted(sides)}; choose larger ones, or null "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from None
+    return free
 
 
 def _mixed(mixture, images, labels, image_weights):

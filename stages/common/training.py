@@ -192,17 +192,17 @@ def _inner_optimizer(model):
     return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
 
-def _rate_factors_callbacks(optimizer) -> list:
-    """Tells an optimizer with rate factors which epoch begins."""
+def _begin_epoch_callback(model):
+    """Tells which epoch begins, from 1, whatever follows from it: a model, its optimizer."""
     import keras
 
-    if not hasattr(optimizer, "begin_epoch"):
-        return []
-    return [
-        keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda epoch, logs: optimizer.begin_epoch(epoch + 1)
-        )
-    ]
+    told = [part for part in (model, _inner_optimizer(model)) if hasattr(part, "begin_epoch")]
+
+    def begin(epoch, logs):
+        for part in told:
+            part.begin_epoch(epoch + 1)
+
+    return keras.callbacks.LambdaCallback(on_epoch_begin=begin)
 
 
 def with_one_hot(dataset, classes: int, weigh=None):
@@ -363,7 +363,7 @@ def fit(
             # complete when the backup was made.
             callbacks=[
                 _epoch_seeds_callback(),
-                *_rate_factors_callbacks(_inner_optimizer(model)),
+                _begin_epoch_callback(model),
                 *averages[:1],
                 history.callback(images_per_epoch, parameters.epochs),
                 best.callback(),
