@@ -12,7 +12,17 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from stages.common import augment, blocks, folding, models, params, paths, runtime, shards
+from stages.common import (
+    augment,
+    blocks,
+    folding,
+    models,
+    onnx_engine,
+    params,
+    paths,
+    runtime,
+    shards,
+)
 from stages.common.run import progress, run, start_tensorflow
 
 
@@ -28,6 +38,7 @@ class ExtractFeaturesParams:
     views: params.PositiveInt
     augment: augment.AugmentParams
     batch_size: params.PositiveInt
+    engine: Literal["tensorflow", "onnx_runtime"]
 
     @model_validator(mode="after")
     def _enough_views(self):
@@ -70,6 +81,25 @@ def feature_function(backbone_model, features: str, symmetries):
             views.append(tf.cast(maps, tf.float16))
         return tf.stack(views, axis=1)
 
+    return lambda images: extract(images).numpy()
+
+
+def onnx_feature_function(backbone_model, features: str, symmetries):
+    """What `feature_function` gives, to rounding, with the network run by ONNX Runtime."""
+    import tensorflow as tf
+
+    resize = backbone_model.get_layer("resize")
+    network = onnx_engine.compiled(onnx_engine.fixed_size(backbone_model, features))
+
+    @tf.function(reduce_retracing=True)
+    def views_of(images):
+        images = tf.cast(images, tf.float32)
+        return [resize(augment.apply(images, symmetry)) for symmetry in symmetries]
+
+    def extract(images):
+        views = [network(view.numpy()).astype(np.float16) for view in views_of(images)]
+        return np.stack(views, axis=1)
+
     return extract
 
 
@@ -77,6 +107,9 @@ def main() -> None:
     """Streams both splits through the network."""
     parameters = params.load("extract_features", ExtractFeaturesParams)
     settings = params.load("runtime", runtime.RuntimeParams)
+    by_onnx = parameters.engine == "onnx_runtime"
+    if by_onnx:
+        onnx_engine.check_installed("params.yaml, extract_features.engine: onnx_runtime")
     start_tensorflow(deterministic=settings.deterministic)
     backbone_model = models.load(paths.BACKBONE)
     layers = blocks.resolve(backbone_model.get_layer("backbone"), parameters.layers)
@@ -87,7 +120,8 @@ def main() -> None:
     for split, views in (("train", symmetries), ("valid", [augment.IDENTITY])):
         folder = paths.IMAGES / split
         index = shards.read_index(folder)
-        extract = feature_function(backbone_model, parameters.features, views)
+        make = onnx_feature_function if by_onnx else feature_function
+        extract = make(backbone_model, parameters.features, views)
         batches = shards.batches(folder, parameters.batch_size, image_size=image_size)
         bar = progress(
             None, total=index.count * len(views), unit="image", description=f"extract {split}"
@@ -97,7 +131,7 @@ def main() -> None:
             bar,
         ):
             for images, labels, ids in batches:
-                features: np.ndarray = extract(images).numpy()
+                features: np.ndarray = extract(images)
                 for row in zip(features, labels.numpy(), ids.numpy(), strict=True):
                     writer.write(row[0], int(row[1]), row[2].decode())
                 bar.update(len(features) * len(views))

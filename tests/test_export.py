@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.common import backbones, heads, models, paths, shards
+from stages.common import augment, backbones, blocks, heads, models, onnx_engine, paths, shards
 from stages.common.run import UserError
+from stages.extract_features import feature_function, onnx_feature_function
 from tools import export
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +86,23 @@ def test_the_model_of_one_size_is_the_same_model(project):
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.setattr(export, "EXTRA_PACKAGES", ("no_such_package",))
-    with pytest.raises(UserError, match="no_such_package not installed; run `make extra NAME=exp"):
-        export.check_extra()
+    monkeypatch.setattr(onnx_engine, "PACKAGES", ("no_such_package",))
+    with pytest.raises(UserError, match="needs no_such_package; `make extra NAME=export` installs"):
+        onnx_engine.check_installed("tools.export")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("features", ["pooled", "map"])
+def test_onnx_runtime_gives_the_features_of_tensorflow(features):
+    backbone = models.with_any_size(backbones.build("efficientnet_lite0", "imagenet", 64))
+    if features == "pooled":
+        network = backbone.get_layer("backbone")
+        backbone = models.at_layers(backbone, blocks.resolve(network, "all_blocks"))
+    images = np.random.default_rng(0).integers(0, 256, (4, 80, 80, 3), dtype=np.uint8)
+    symmetries = [augment.IDENTITY, augment.LEFT_RIGHT]
+    expected = feature_function(backbone, features, symmetries)(images)
+    received = onnx_feature_function(backbone, features, symmetries)(images)
+    assert received.shape == expected.shape
+    assert received.dtype == expected.dtype == np.float16
+    scale = np.abs(expected.astype(np.float32)).max()
+    np.testing.assert_allclose(received.astype(np.float32), expected, atol=1e-3 * scale)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common import augment, heads, models, paths, shards, training
+from stages.common import augment, heads, models, onnx_engine, paths, shards, training
 
 EPOCHS = 10  # of the tutorial's first phase
 BATCH = 32
@@ -127,21 +127,13 @@ def forward_pass() -> tuple[Cases, int]:
         "model.predict on an array": lambda: backbone.predict(images, batch_size=64, verbose=0),
         "ours, from shards": ours,
     }
-    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("tf2onnx"):
+    if all(map(importlib.util.find_spec, onnx_engine.PACKAGES)):
         cases["ONNX Runtime on an array (extra)"] = _onnx(backbone, images)
     return cases, count
 
 
 def _onnx(backbone, images: np.ndarray) -> Callable[[], object]:
-    import keras
-
-    from tools import export
-
-    side = backbone.get_layer("resize").height
-    inputs = keras.Input((side, side, 3), name="images", dtype="float32")
-    fixed = keras.Model(inputs, backbone.get_layer("backbone")(inputs, training=False))
-    folder = tempfile.mkdtemp()
-    run = export.runtime_of(export.write_onnx(fixed, Path(folder)))
+    run = onnx_engine.compiled(onnx_engine.fixed_size(backbone, "map"))
     starts = range(0, len(images), 64)
     return lambda: [run(images[start : start + 64].astype(np.float32)) for start in starts]
 

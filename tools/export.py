@@ -7,14 +7,11 @@ ONNX and its runtime are an optional extra: make extra NAME=export.
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import platform
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -22,13 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common import models, paths, shards
+from stages.common import models, onnx_engine, paths, shards
 from stages.common.run import UserError, progress, run, start_tensorflow
 
 FOLDER = Path("exports")
 LARGEST_DIFFERENCE = 1e-4  # of a probability, that a file in float32 may have
 TIMED_IMAGES, ROUNDS = 20, 5
-EXTRA_PACKAGES = ("tf2onnx", "onnxruntime")
 FLOAT32 = ("saved_model", "model.float32.tflite", "model.onnx")
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -61,15 +57,10 @@ def fixed_size(model):
     return keras.Model(images, model.get_layer("probabilities")(cooled), name="classifier")
 
 
-def _save(model, folder: Path) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):  # a line for each weight
-        model.export(folder, format="tf_saved_model", verbose=False)
-
-
 def write_saved_model(model, folder: Path) -> Path:
     """A SavedModel: images of any size, float32 RGB 0–255, to probabilities."""
     path = folder / "saved_model"
-    _save(model, path)
+    onnx_engine.save_quietly(model, path)
     return path
 
 
@@ -91,35 +82,12 @@ def write_litert(model, folder: Path) -> list[Path]:
     return written
 
 
-def write_onnx(model, folder: Path) -> Path:
-    """An ONNX file of a model of one size, by way of a SavedModel.
-
-    Keras' own export to ONNX makes a file of EfficientNetB0 that ONNX Runtime refuses.
-    """
-    path = folder / "model.onnx"
-    saved = folder / "fixed_size"
-    _save(model, saved)
-    # A process of its own: the converter changes TensorFlow's settings.
-    command = ["tf2onnx.convert", "--saved-model", str(saved), "--output", str(path)]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "--opset", "17"], capture_output=True, text=True
-    )
-    shutil.rmtree(saved)
-    if done.returncode:
-        raise UserError(f"tf2onnx failed: {done.stderr.strip().splitlines()[-1]}")
-    return path
-
-
 def runtime_of(path: Path) -> Predict:
     """A function from images (batch, side, side, 3) float32 to probabilities, by the file alone."""
     if path.suffix == ".tflite":
         return _litert(path)
     if path.suffix == ".onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda images: session.run(None, {name: images})[0]
+        return onnx_engine.load(path)
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
@@ -205,19 +173,12 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def check_extra() -> None:
-    """UserError where a package of the extra is not installed."""
-    missing = [name for name in EXTRA_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"{', '.join(missing)} not installed; run `make extra NAME=export`")
-
-
 def main() -> None:
     """Exports, compares, writes the table; fails where a float32 file differs."""
     parser = argparse.ArgumentParser(prog="tools.export", description=__doc__.split(":")[0])
     parser.add_argument("--model", type=Path, default=paths.FINE_TUNED, help="a .keras file")
     options = parser.parse_args()
-    check_extra()
+    onnx_engine.check_installed("tools.export")
     class_names = models.class_names(options.model)
     index = shards.read_index(paths.IMAGES / "test")
     start_tensorflow()
@@ -231,7 +192,7 @@ def main() -> None:
     files = [
         write_saved_model(model, FOLDER),
         *write_litert(one_size, FOLDER),
-        write_onnx(one_size, FOLDER),
+        onnx_engine.write(one_size, FOLDER / "model.onnx"),
     ]
     (FOLDER / "class_names.json").write_text(json.dumps(class_names, ensure_ascii=False) + "\n")
     forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)

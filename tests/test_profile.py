@@ -1,0 +1,44 @@
+"""tools.profile: what py-spy saw, sorted."""
+
+from tools import profile
+
+MAIN = "_run_module_as_main (<frozen runpy>:198);<module> (stages/fine_tune.py:9)"
+GRAPH = (
+    "fit (keras/src/trainer.py:3);__call__ (tensorflow/python/eager/polymorphic_function/p.py:8)"
+)
+
+
+def stack(command: str, frames: str, samples: int, parent: str = "") -> str:
+    return f'{parent}process 7:"python -m {command}";{frames} {samples}'
+
+
+def test_seconds_are_sorted_by_stage_and_activity():
+    executed = f"{MAIN};{GRAPH};quick_execute (tensorflow/python/eager/execute.py:59)"
+    traced = f"{MAIN};{GRAPH};_create_op (tensorflow/python/framework/ops.py:2667)"
+    imported = f"{MAIN};start (stages/common/run.py:85);_load (<frozen importlib._bootstrap>:690)"
+    dvc = 'process 3:"dvc repro";'
+    found = profile.seconds_by_stage(
+        [
+            stack("stages.fine_tune", executed, 60, parent=dvc),
+            stack("stages.fine_tune", traced, 20),
+            stack("stages.fine_tune", imported, 10),
+            stack("stages.fine_tune", f"{MAIN};unfreeze (stages/fine_tune.py:92)", 10),
+            stack("stages.evaluate head", executed, 40),
+            # No stage, another thread, a process that the stage started.
+            stack("dvc repro", executed, 1000),
+            stack("stages.fine_tune", "Thread._bootstrap (threading.py:1002)", 1000),
+            stack("c spawn", executed, 1000, parent='process 7:"python -m stages.fine_tune";'),
+        ],
+        rate=20,
+    )
+    assert found == {
+        "fine_tune": {
+            "running graphs": 3.0,
+            "tracing graphs": 1.0,
+            "loading libraries": 0.5,
+            "the rest": 0.5,
+        },
+        "evaluate@head": {"running graphs": 2.0},
+    }
+    assert profile.rows(found)[0] == ["fine_tune", "running graphs", 3.0, 0.6]
+    assert [row[0] for row in profile.rows(found)] == ["fine_tune"] * 4 + ["evaluate@head"]

@@ -1,0 +1,110 @@
+"""Where the seconds of each stage go: python -m tools.profile [COMMAND …]
+
+Samples every stage that the command runs (by default `dvc repro --force`) twenty times a second, by
+py-spy (`make extra NAME=profile`), which slows nothing down, and sorts what the stage's main thread
+was at. Writes benchmarks/profile.csv and prints the same as a table.
+"""
+
+import csv
+import importlib.util
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from stages.common.run import UserError, run
+
+RESULTS = Path("benchmarks/profile.csv")
+RATE = 20  # samples a second
+STAGE = re.compile(r'"[^"]*-m stages\.(\w+)(?: (\w+))?"')
+# The first that fits counts. A pattern is searched for in the names of all functions and files that
+# were running, the innermost last, or where it ends in `$` in the innermost alone.
+ACTIVITIES = {
+    "loading libraries": r"<frozen importlib",
+    "running graphs": r"quick_execute \(tensorflow/python/eager/execute|multi_step.*execute\.py.*$",
+    "tracing graphs": r"tensorflow/python/eager/polymorphic_function/|func_graph\.py",
+    "waiting for decoded images": r"in_order \(stages/common/images\.py",
+    "drawing": r"matplotlib/|evaluation_plots\.py|data_plots\.py|report/pictures\.py",
+    "intervals": r"bootstrap\.py",
+    "reading and writing data": r"tensorflow_datasets/|shards\.py|iterator_ops\.py|inventory\.py",
+    "building, loading and saving models": r"keras/|torch_checkpoint\.py|h5py/|models\.py",
+}
+REST = "the rest"
+
+
+def activity(frames: str) -> str:
+    """What a thread was at.
+
+    Args:
+        frames: `function (file:line)`, the outermost first, parted by semicolons.
+    """
+    innermost = frames.rsplit(";", 1)[-1]
+    for name, pattern in ACTIVITIES.items():
+        if re.search(pattern, innermost if pattern.endswith("$") else frames):
+            return name
+    return REST
+
+
+def seconds_by_stage(lines: Iterable[str], rate: int = RATE) -> dict[str, Counter]:
+    """Seconds of each activity in the main thread of each stage.
+
+    Args:
+        lines: py-spy's raw format: `process N:"command";frame;…;frame samples`.
+        rate: samples a second.
+    """
+    found: dict[str, Counter] = defaultdict(Counter)
+    for line in lines:
+        stack, _, samples = line.rstrip().rpartition(" ")
+        processes, _, frames = stack.partition("_run_module_as_main")
+        # The last process is the one that was running; those before it started it.
+        stage = re.search(STAGE, processes.rsplit("process ", 1)[-1])
+        if stage and frames:
+            name = "@".join(filter(None, stage.groups()))
+            found[name][activity(frames)] += int(samples) / rate
+    return dict(found)
+
+
+def rows(found: dict[str, Counter]) -> list[list]:
+    """Stage, activity, seconds, share of the stage; stages as they ran, the largest share first."""
+    return [
+        [stage, name, round(seconds, 1), round(seconds / total, 3)]
+        for stage, activities in found.items()
+        if (total := activities.total())
+        for name, seconds in activities.most_common()
+    ]
+
+
+def main() -> None:
+    """Runs the command under py-spy."""
+    command = sys.argv[1:] or ["dvc", "repro", "--force"]
+    program = Path(sys.executable).with_name("py-spy")
+    if not program.exists() and importlib.util.find_spec("py_spy") is None:
+        raise UserError("py-spy is not installed; `make extra NAME=profile` installs it")
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "stacks.txt"
+        options = ["--subprocesses", "--idle", "--format", "raw", "--rate", str(RATE)]
+        sampled = [program, "record", *options, "--output", output, "--", *command]
+        if subprocess.run(sampled).returncode or not output.exists():
+            raise UserError(
+                f"{' '.join(command)} failed under py-spy, which needs root or the right to trace "
+                "other processes; see what it printed"
+            )
+        with output.open(encoding="utf-8", errors="replace") as lines:
+            found = rows(seconds_by_stage(lines))
+    if not found:
+        raise UserError(f"{' '.join(command)} ran no stage; nothing was measured")
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["stage", "activity", "seconds", "share"])
+        writer.writerows(found)
+    for stage, name, seconds, share in found:
+        print(f"{stage:<22} {name:<36} {seconds:>8.1f} s {share:>6.0%}")
+    print(f"written to {RESULTS}")
+
+
+if __name__ == "__main__":
+    run(main)
