@@ -10,10 +10,21 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
-from stages.common import augment, heads, models, onnx_engine, paths, shards, training
+from stages import extract_features
+from stages.common import (
+    augment,
+    folding,
+    heads,
+    models,
+    onnx_engine,
+    paths,
+    shards,
+    training,
+)
 
 EPOCHS = 10  # of the tutorial's first phase
 BATCH = 32
@@ -110,7 +121,9 @@ def head_epochs(accuracies: dict[str, list[float]]) -> tuple[Cases, int]:
 
 
 def forward_pass() -> tuple[Cases, int]:
-    """The frozen pass over the test images: `model.predict` on an array against ours on shards."""
+    """The frozen pass over the test images, to pooled features: `model.predict` against ours."""
+    import keras
+
     backbone = models.load(paths.BACKBONE)
     side = backbone.get_layer("resize").height
     folder = paths.IMAGES / "test"
@@ -118,39 +131,50 @@ def forward_pass() -> tuple[Cases, int]:
     images = np.concatenate(
         [batch[0].numpy() for batch in shards.batches(folder, 64, image_size=side)]
     )
+    pooled = keras.Model(backbone.input, models.pooling(backbone.output)(backbone.output))
 
-    def ours() -> None:
-        batches = shards.batches(folder, 64, image_size=side)
-        training.predict(backbone, batches, count, "forward")
+    def ours(make: Callable) -> Callable[[], None]:
+        extract = make(backbone, "pooled", [augment.IDENTITY])
+
+        def run() -> None:
+            for batch, _, _ in shards.batches(folder, 64, image_size=side):
+                extract(batch)
+
+        return run
 
     cases: Cases = {
-        "model.predict on an array": lambda: backbone.predict(images, batch_size=64, verbose=0),
-        "ours, from shards": ours,
+        "model.predict on an array": lambda: pooled.predict(images, batch_size=64, verbose=0),
+        "extract_features, from shards": ours(extract_features.feature_function),
     }
     if all(map(importlib.util.find_spec, onnx_engine.PACKAGES)):
-        cases["ONNX Runtime on an array (extra)"] = _onnx(backbone, images)
+        cases["the same, engine onnx_runtime (extra)"] = ours(
+            extract_features.onnx_feature_function
+        )
     return cases, count
 
 
-def _onnx(backbone, images: np.ndarray) -> Callable[[], object]:
-    run = onnx_engine.compiled(onnx_engine.fixed_size(backbone, "map"))
-    starts = range(0, len(images), 64)
-    return lambda: [run(images[start : start + 64].astype(np.float32)) for start in starts]
-
-
 def fine_tuning() -> tuple[Cases, int]:
-    """An epoch of fine-tuning: bare `model.fit` on arrays against ours on shards."""
+    """An epoch of fine-tuning: bare `model.fit` on arrays against ours on shards.
+
+    The third case is what `model.fit` takes where BatchNorm is left behind its convolution.
+    """
     index = shards.read_index(paths.IMAGES / "train")
     classes = len(index.class_names)
     count = min(FINE_TUNED_IMAGES, index.count)
     classifier = models.load(paths.HEAD)
     side = classifier.get_layer("resize").height
     given = training.TrainingParams(**HEAD)
-    model = models.training_model(
-        classifier, augment.random_symmetry_layer([augment.IDENTITY], 0), [side, side, 3]
-    )
-    model.trainable = True
-    training.compile_model(model, given, count // BATCH)
+
+    def compiled():
+        nothing = augment.random_symmetry_layer([augment.IDENTITY], 0)
+        model = models.training_model(classifier, nothing, [side, side, 3])
+        model.trainable = True
+        training.compile_model(model, given, count // BATCH)
+        return model
+
+    model = compiled()
+    with mock.patch.object(folding, "folded", lambda network: network):
+        not_folded = compiled()
     steps = count // BATCH
 
     def batches():
@@ -165,6 +189,7 @@ def fine_tuning() -> tuple[Cases, int]:
     return {
         "model.fit on arrays": lambda: model.fit(*arrays, batch_size=BATCH, verbose=0),
         "ours, from shards": lambda: model.fit(batches(), steps_per_epoch=steps, verbose=0),
+        "model.fit, not folded": lambda: not_folded.fit(*arrays, batch_size=BATCH, verbose=0),
     }, steps * BATCH
 
 
