@@ -15,15 +15,20 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.common import checks, images, inventory, params, paths
+from stages.common.datasets.library import check_beam_installed, prepare
 from stages.common.datasets.raw import RawDataset
 from stages.common.run import UserError, progress, run, start_tensorflow
 
 OWN_SOURCES = ("elpv", "image_folder", "image_table")
+
+BeamRunner = Literal[
+    "DirectRunner", "DataflowRunner", "FlinkRunner", "PortableRunner", "PrismRunner", "SparkRunner"
+]
 
 OptionalColumn = Annotated[
     Annotated[str, Field(min_length=1)] | None,
@@ -68,21 +73,41 @@ class FetchParams:
             description=f"a whole number from 1 to {images.MOST_PIXELS}",
         ),
     ]
+    beam_runner: Annotated[
+        BeamRunner | None,
+        Field(description=f"null, or one of {', '.join(get_args(BeamRunner))}"),
+    ]
+    beam_options: Annotated[
+        list[Annotated[str, Field(pattern=r"^--[A-Za-z]\w*(=.*)?$")]] | None,
+        Field(description="null, or a list of options of the runner as --key=value"),
+    ]
     image_table: ImageTableParams
     elpv: ElpvParams
+
+    @model_validator(mode="after")
+    def _source_runs_on_beam(self):
+        if self.beam_runner and self.name == "image_table":
+            raise ValueError(
+                "beam_runner: expected null for image_table, whose rows this process reads, and "
+                f"lists those that give no image, received {self.beam_runner!r}"
+            )
+        return self
 
 
 def make_builder(dataset: FetchParams, data_dir: Path):
     """The TFDS builder of the named source; UserError where there is none of that name."""
+    on_beam = dataset.beam_runner is not None
     if dataset.name == "elpv":
         from stages.common.datasets.elpv import Elpv
 
         elpv = dataset.elpv
-        return Elpv(labels=elpv.labels, threshold=elpv.threshold, data_dir=data_dir)
+        return Elpv(
+            labels=elpv.labels, threshold=elpv.threshold, on_beam=on_beam, data_dir=data_dir
+        )
     if dataset.name == "image_folder":
         from stages.common.datasets.image_folder import ImageFolder
 
-        return ImageFolder(folder=Path(dataset.path), data_dir=data_dir)
+        return ImageFolder(folder=Path(dataset.path), on_beam=on_beam, data_dir=data_dir)
     if dataset.name == "image_table":
         from stages.common.datasets.image_table import ImageTable
 
@@ -148,13 +173,22 @@ def judge(rejected: list[inventory.InventoryRow], count: int, on_bad_image: str)
 def main() -> None:
     """Reads the source, writes data/raw, and checks what is there."""
     dataset = params.load("dataset", FetchParams)
+    check_beam_installed(dataset.beam_runner)
     start_tensorflow()
-    from stages.common.datasets.library import prepare
 
     paths.DOWNLOADS.mkdir(parents=True, exist_ok=True)
     building = paths.RAW / "building"  # inside the output, so that nothing crosses file systems
+    if dataset.beam_runner:
+        building = building.absolute()  # a worker of Apache Beam has another working folder
     builder = make_builder(dataset, building)
-    counts = prepare(builder, dataset.splits, paths.DOWNLOADS, paths.RAW)
+    counts = prepare(
+        builder,
+        dataset.splits,
+        paths.DOWNLOADS,
+        paths.RAW,
+        dataset.beam_runner,
+        dataset.beam_options,
+    )
     shutil.rmtree(building)
     print(f"{dataset.name}: " + ", ".join(f"{n} images in '{s}'" for s, n in counts.items()))
     # Our own builders say what they left out; of TFDS's own there is nothing to say.

@@ -1,5 +1,6 @@
 """Runs a TFDS builder: its name, its downloads, the files that a person must bring, its splits."""
 
+import importlib.util
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,10 @@ REACH_SECONDS = 5
 MANUAL = "manual"  # the folder in which TFDS looks for files that a person brought
 OFFLINE_DEFAULT = "set dataset.name to elpv, which needs no download, or image_folder"
 SHUFFLE_BYTES = 64 * 2**20
+BEAM_PACKAGE = "apache_beam"
+# Beam's DirectRunner tries to download a program, Prism, and runs that. FnApiRunner is what it runs
+# where that fails: this machine's Python alone, the same on every machine.
+LOCAL_RUNNERS = {"DirectRunner": "FnApiRunner"}
 
 
 def library_builder(name: str, own_sources: Sequence[str], data_dir: Path):
@@ -123,15 +128,59 @@ def _bound_memory_and_fix_bytes() -> None:
     """
     from tensorflow_datasets.core import example_serializer, shuffle
 
-    def serialize(self, example) -> bytes:
-        return self.get_tf_example(example).SerializeToString(deterministic=True)
+    from stages.common.datasets.serializer import DeterministicSerializer
 
     shuffle.MAX_MEM_BUFFER_SIZE = SHUFFLE_BYTES
-    example_serializer.ExampleSerializer.serialize_example = serialize
+    example_serializer.ExampleSerializer = DeterministicSerializer
 
 
-def prepare(builder, splits: list[str] | None, downloads: Path, target: Path) -> dict[str, int]:
-    """Runs the builder and moves its directory to `target`; returns images per split."""
+def check_beam_installed(runner: str | None) -> None:
+    """UserError where a runner of Apache Beam is asked for and this Python has no Beam."""
+    if runner and importlib.util.find_spec(BEAM_PACKAGE) is None:
+        raise UserError(
+            f"params.yaml, dataset.beam_runner: {runner} needs Apache Beam, which is not installed "
+            "here; run `make fetch-on-beam`, which has it in an environment of its own, and then "
+            "`make repro`, or set it to null"
+        )
+
+
+def beam_config(runner: str | None, options: list[str] | None):
+    """What TFDS is told of the runner of Apache Beam; None where there is none.
+
+    Args:
+        runner: a name that Beam knows.
+        options: the runner's own, each as `--key=value`.
+    """
+    if runner is None:
+        return None
+    import tensorflow_datasets as tfds
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    return tfds.download.DownloadConfig(
+        beam_runner=LOCAL_RUNNERS.get(runner, runner),
+        beam_options=PipelineOptions(options or []),  # without a list it reads our command line
+    )
+
+
+def prepare(
+    builder,
+    splits: list[str] | None,
+    downloads: Path,
+    target: Path,
+    beam_runner: str | None = None,
+    beam_options: list[str] | None = None,
+) -> dict[str, int]:
+    """Runs the builder and moves its directory to `target`; returns images per split.
+
+    Args:
+        builder: of TFDS or ours.
+        splits: the set's own splits to use; None: all.
+        downloads: folder of what is downloaded, kept for the next time.
+        target: folder, made where it is not there.
+        beam_runner: runner of Apache Beam for a builder that gives its examples as a transform;
+            all other builders, most of TFDS's own, run in this process whatever it is.
+        beam_options: the runner's own.
+    """
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -140,7 +189,9 @@ def prepare(builder, splits: list[str] | None, downloads: Path, target: Path) ->
         check_reachable(missing_downloads(builder, downloads))
     _bound_memory_and_fix_bytes()
     try:
-        builder.download_and_prepare(download_dir=str(downloads))
+        builder.download_and_prepare(
+            download_dir=str(downloads), download_config=beam_config(beam_runner, beam_options)
+        )
     except (AssertionError, FileNotFoundError, tf.errors.NotFoundError) as error:
         if "share the same hashed key" in str(error):
             raise UserError(
