@@ -11,7 +11,6 @@ Writes: data/raw/ — TFRecord shards with the original encoded image bytes, lab
 
 import functools
 import itertools
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from stages.common import checks, images, inventory, params, paths
-from stages.common.datasets.library import check_beam_installed, prepare
+from stages.common.datasets.library import check_beam_installed, prepare, remove_folder
 from stages.common.datasets.raw import RawDataset
 from stages.common.run import UserError, progress, run, start_tensorflow
 
@@ -81,6 +80,9 @@ class FetchParams:
         list[Annotated[str, Field(pattern=r"^--[A-Za-z]\w*(=.*)?$")]] | None,
         Field(description="null, or a list of options of the runner as --key=value"),
     ]
+    beam_folder: Annotated[
+        params.Text | None, Field(description="null, or a folder or bucket that all workers reach")
+    ]
     image_table: ImageTableParams
     elpv: ElpvParams
 
@@ -94,7 +96,23 @@ class FetchParams:
         return self
 
 
-def make_builder(dataset: FetchParams, data_dir: Path):
+def building_folder(dataset: FetchParams) -> str:
+    """Where the builder writes, before its files become data/raw.
+
+    It is inside the output, so that nothing crosses file systems, unless workers of Apache Beam
+    write elsewhere. They have another working folder: for them the path is a whole one.
+    """
+    if dataset.beam_runner is None:
+        return str(paths.RAW / "building")
+    if dataset.beam_folder is None:
+        return str((paths.RAW / "building").absolute())
+    folder = dataset.beam_folder
+    if "://" not in folder:
+        folder = str(Path(folder).absolute())
+    return f"{folder.rstrip('/')}/warmstart_building"
+
+
+def make_builder(dataset: FetchParams, data_dir: Path | str):
     """The TFDS builder of the named source; UserError where there is none of that name."""
     on_beam = dataset.beam_runner is not None
     if dataset.name == "elpv":
@@ -177,9 +195,8 @@ def main() -> None:
     start_tensorflow()
 
     paths.DOWNLOADS.mkdir(parents=True, exist_ok=True)
-    building = paths.RAW / "building"  # inside the output, so that nothing crosses file systems
-    if dataset.beam_runner:
-        building = building.absolute()  # a worker of Apache Beam has another working folder
+    building = building_folder(dataset)
+    remove_folder(building)  # what a run that was stopped left would be taken as finished
     builder = make_builder(dataset, building)
     counts = prepare(
         builder,
@@ -189,7 +206,7 @@ def main() -> None:
         dataset.beam_runner,
         dataset.beam_options,
     )
-    shutil.rmtree(building)
+    remove_folder(building)
     print(f"{dataset.name}: " + ", ".join(f"{n} images in '{s}'" for s, n in counts.items()))
     # Our own builders say what they left out; of TFDS's own there is nothing to say.
     for note in getattr(builder, "notes", []):

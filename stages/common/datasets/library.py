@@ -18,7 +18,7 @@ BEAM_PACKAGE = "apache_beam"
 LOCAL_RUNNERS = {"DirectRunner": "FnApiRunner"}
 
 
-def library_builder(name: str, own_sources: Sequence[str], data_dir: Path):
+def library_builder(name: str, own_sources: Sequence[str], data_dir: Path | str):
     """The builder of a set of TensorFlow Datasets: `cifar10`, `oxford_flowers102:2.1.1`.
 
     Raises:
@@ -162,6 +162,24 @@ def beam_config(runner: str | None, options: list[str] | None):
     )
 
 
+def remove_folder(folder: str) -> None:
+    """Removes a folder, one of a bucket too, where it is there."""
+    import tensorflow_datasets as tfds
+
+    path = tfds.core.Path(folder)
+    if path.exists():
+        path.rmtree()
+
+
+def _move(file, target: Path) -> None:
+    """Moves a file of any file system that TFDS writes to; `target` is the new path, on a disk."""
+    if "://" in str(file):
+        file.copy(target)
+        file.unlink()
+    else:
+        shutil.move(file, target)
+
+
 def prepare(
     builder,
     splits: list[str] | None,
@@ -205,7 +223,7 @@ def prepare(
     target.mkdir(parents=True, exist_ok=True)
     for name in used:
         for shard in info.splits[name].filepaths:
-            shutil.move(shard, target / shard.name)
+            _move(shard, target / shard.name)
     info.set_splits(tfds.core.splits.SplitDict([info.splits[name] for name in used]))
     info.write_to_directory(target)
     return {name: info.splits[name].num_examples for name in used}
