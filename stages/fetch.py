@@ -77,14 +77,21 @@ class FetchParams:
         Field(description=f"null, or one of {', '.join(get_args(BeamRunner))}"),
     ]
     beam_options: Annotated[
-        list[Annotated[str, Field(pattern=r"^--[A-Za-z]\w*(=.*)?$")]] | None,
-        Field(description="null, or a list of options of the runner as --key=value"),
+        list[str] | None,
+        Field(description="null, or a list of options of the runner, such as [--key=value]"),
     ]
     beam_folder: Annotated[
         params.Text | None, Field(description="null, or a folder or bucket that all workers reach")
     ]
     image_table: ImageTableParams
     elpv: ElpvParams
+
+    @model_validator(mode="after")
+    def _options_are_options(self):
+        for option in self.beam_options or []:
+            if not option.startswith("--"):  # Beam would leave it out in silence
+                raise ValueError(f"beam_options: expected --key=value, received {option!r}")
+        return self
 
     @model_validator(mode="after")
     def _source_runs_on_beam(self):
