@@ -104,6 +104,20 @@ def test_without_the_package_the_first_thing_is_what_to_do(tmp_path, monkeypatch
     assert not (tmp_path / "data").exists()
 
 
+def test_workers_that_write_elsewhere_need_a_folder_in_common(tmp_path, monkeypatch):
+    class Elsewhere:
+        name = "image_folder"
+        data_path = tmp_path / "building" / "1.0.0"
+        url_infos = MANUAL_DOWNLOAD_INSTRUCTIONS = None
+
+        def download_and_prepare(self, **_):
+            raise FileNotFoundError(f"{self.data_path}/image_folder-train.split_info.json")
+
+    monkeypatch.setattr(library, "beam_config", lambda runner, options: None)
+    with pytest.raises(UserError, match=r"dataset\.beam_folder: .*FlinkRunner wrote to another"):
+        library.prepare(Elsewhere(), None, tmp_path / "d", tmp_path / "raw", "FlinkRunner")
+
+
 def test_an_archive_is_one_stream(tmp_path):
     path = tmp_path / "images.zip"
     with zipfile.ZipFile(path, "w") as archive:

@@ -217,6 +217,12 @@ def prepare(
             ) from None
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:  # some files are there, but not all
             raise UserError(f"{_manual_sentence(builder)}: {error}") from None
+        if beam_runner and "split_info.json" in str(error):
+            raise UserError(
+                f"params.yaml, dataset.beam_folder: the workers of {beam_runner} wrote to another "
+                f"{builder.data_path.parent} than the one of this machine; set it to a folder or "
+                "bucket that all of them and this machine reach by the same path"
+            ) from None
         raise
     info = builder.info
     used = check_splits(splits, [str(name) for name in info.splits])
