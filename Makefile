@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 REQUIREMENTS := requirements$(if $(GPU),-gpu).txt
 INSTALLED := $(VENV)/installed$(if $(GPU),-gpu)
 # What only some want. Extras join .venv; the demo, whose packages and DVC's exclude each other, has
-# an environment of its own.
-EXTRAS := $(filter-out gpu demo,$(patsubst requirements-%.in,%,$(wildcard requirements-*.in)))
+# an environment of its own, and so has Apache Beam, which wants older ones than the rest.
+EXTRAS := $(filter-out gpu demo beam,$(patsubst requirements-%.in,%,$(wildcard requirements-*.in)))
 DEMO := $(VENV)-demo
+BEAM := $(VENV)-beam
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links
 # A file's tests stay together, since they share what was costly to make.
@@ -17,10 +18,10 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extra repro data demo test test-all benchmark lint format backbones preset lock clean
+.PHONY: help setup extra repro data fetch-on-beam demo test test-all benchmark lint format backbones preset lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' Makefile
 
 setup: $(INSTALLED) ## make .venv with the pinned requirements (GPU=1: with CUDA libraries)
 
@@ -32,7 +33,7 @@ $(INSTALLED): $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $@
 
-extra: setup ## install optional packages: make extra NAME=export (keras-hub, s3, search)
+extra: setup ## install optional packages: make extra NAME=export (keras-hub, profile, s3, search)
 	@test -n "$(filter $(NAME),$(EXTRAS))" || \
 		{ echo "error: expected NAME to be one of $(EXTRAS), received '$(NAME)'" >&2; exit 1; }
 	$(MAKE) $(VENV)/extra-$(NAME)
@@ -41,9 +42,9 @@ $(VENV)/extra-%: requirements-%.txt $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-$(DEMO)/installed: requirements-demo.txt
-	$(PYTHON) -m venv $(DEMO)
-	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+$(DEMO)/installed $(BEAM)/installed: $(VENV)-%/installed: requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 repro: setup ## run the pipeline, then show the test metrics (GPU=1: on a GPU)
@@ -55,13 +56,18 @@ data: setup ## fetch and split only, then say what is in the data and what to do
 	python -m tools.check_params
 	python -m tools.inspect_data
 
+fetch-on-beam: setup $(BEAM)/installed ## run fetch by the runner of Apache Beam that params.yaml names
+	python -m tools.check_params
+	@# DVC is that of .venv; the stage's `python` is the first one, which has Beam.
+	PATH="$(CURDIR)/$(BEAM)/bin:$$PATH" $(BIN)/dvc repro --single-item fetch
+
 test: setup ## run the tests
 	python -m pytest $(PARALLEL)
 
 demo: $(DEMO)/installed ## classify pictures on a local web page (OPTIONS='--model … --port …')
 	$(DEMO)/bin/python -m tools.demo $(OPTIONS)
 
-test-all: $(EXTRAS:%=$(VENV)/extra-%) $(DEMO)/installed ## run what `make test` leaves out: slow, or of an extra
+test-all: $(EXTRAS:%=$(VENV)/extra-%) $(DEMO)/installed $(BEAM)/installed ## run what `make test` leaves out: slow, or of an extra
 	python -m pytest $(PARALLEL) -m slow
 
 benchmark: setup ## compare speeds with what one would run instead, after a `make repro`
@@ -87,10 +93,11 @@ lock: ## resolve requirements*.in anew
 	$(COMPILE) requirements.in -o requirements.txt
 	$(COMPILE) requirements-gpu.in -o requirements-gpu.txt
 	$(COMPILE) requirements-demo.in -o requirements-demo.txt
+	$(COMPILE) requirements-beam.in -o requirements-beam.txt
 	@# All extras fit into one environment: they are resolved together, then parted.
 	$(COMPILE) $(EXTRAS:%=requirements-%.in) -o $(VENV)-lock/extras.txt
 	$(foreach extra,$(EXTRAS),$(COMPILE) -c $(VENV)-lock/extras.txt requirements-$(extra).in \
 		-o requirements-$(extra).txt;)
 
 clean: ## remove .venv and its kin; data, models and the cache stay
-	rm -rf $(VENV) $(VENV)-lock $(DEMO)
+	rm -rf $(VENV) $(VENV)-lock $(DEMO) $(BEAM)

@@ -11,19 +11,23 @@ Writes: data/raw/ — TFRecord shards with the original encoded image bytes, lab
 
 import functools
 import itertools
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.common import checks, images, inventory, params, paths
+from stages.common.datasets.library import check_beam_installed, prepare, remove_folder
 from stages.common.datasets.raw import RawDataset
 from stages.common.run import UserError, progress, run, start_tensorflow
 
 OWN_SOURCES = ("elpv", "image_folder", "image_table")
+
+BeamRunner = Literal[
+    "DirectRunner", "DataflowRunner", "FlinkRunner", "PortableRunner", "PrismRunner", "SparkRunner"
+]
 
 OptionalColumn = Annotated[
     Annotated[str, Field(min_length=1)] | None,
@@ -68,21 +72,67 @@ class FetchParams:
             description=f"a whole number from 1 to {images.MOST_PIXELS}",
         ),
     ]
+    beam_runner: Annotated[
+        BeamRunner | None,
+        Field(description=f"null, or one of {', '.join(get_args(BeamRunner))}"),
+    ]
+    beam_options: Annotated[
+        list[str] | None,
+        Field(description="null, or a list of options of the runner, such as [--key=value]"),
+    ]
+    beam_folder: Annotated[
+        params.Text | None, Field(description="null, or a folder or bucket that all workers reach")
+    ]
     image_table: ImageTableParams
     elpv: ElpvParams
 
+    @model_validator(mode="after")
+    def _options_are_options(self):
+        for option in self.beam_options or []:
+            if not option.startswith("--"):  # Beam would leave it out in silence
+                raise ValueError(f"beam_options: expected --key=value, received {option!r}")
+        return self
 
-def make_builder(dataset: FetchParams, data_dir: Path):
+    @model_validator(mode="after")
+    def _source_runs_on_beam(self):
+        if self.beam_runner and self.name == "image_table":
+            raise ValueError(
+                "beam_runner: expected null for image_table, whose rows this process reads, and "
+                f"lists those that give no image, received {self.beam_runner!r}"
+            )
+        return self
+
+
+def building_folder(dataset: FetchParams) -> str:
+    """Where the builder writes, before its files become data/raw.
+
+    It is inside the output, so that nothing crosses file systems, unless workers of Apache Beam
+    write elsewhere. They have another working folder: for them the path is a whole one.
+    """
+    if dataset.beam_runner is None:
+        return str(paths.RAW / "building")
+    if dataset.beam_folder is None:
+        return str((paths.RAW / "building").absolute())
+    folder = dataset.beam_folder
+    if "://" not in folder:
+        folder = str(Path(folder).absolute())
+    return f"{folder.rstrip('/')}/warmstart_building"
+
+
+def make_builder(dataset: FetchParams, data_dir: Path | str):
     """The TFDS builder of the named source; UserError where there is none of that name."""
+    on_beam = dataset.beam_runner is not None
     if dataset.name == "elpv":
         from stages.common.datasets.elpv import Elpv
 
         elpv = dataset.elpv
-        return Elpv(labels=elpv.labels, threshold=elpv.threshold, data_dir=data_dir)
+        return Elpv(
+            labels=elpv.labels, threshold=elpv.threshold, on_beam=on_beam, data_dir=data_dir
+        )
     if dataset.name == "image_folder":
         from stages.common.datasets.image_folder import ImageFolder
 
-        return ImageFolder(folder=Path(dataset.path), data_dir=data_dir)
+        return ImageFolder(folder=Path(dataset.path), on_beam=on_beam, data_dir=data_dir)
     if dataset.name == "image_table":
         from stages.common.datasets.image_table import ImageTable
 
@@ -148,14 +198,22 @@ def judge(rejected: list[inventory.InventoryRow], count: int, on_bad_image: str)
 def main() -> None:
     """Reads the source, writes data/raw, and checks what is there."""
     dataset = params.load("dataset", FetchParams)
+    check_beam_installed(dataset.beam_runner)
     start_tensorflow()
-    from stages.common.datasets.library import prepare
 
     paths.DOWNLOADS.mkdir(parents=True, exist_ok=True)
-    building = paths.RAW / "building"  # inside the output, so that nothing crosses file systems
+    building = building_folder(dataset)
+    remove_folder(building)  # what a run that was stopped left would be taken as finished
     builder = make_builder(dataset, building)
-    counts = prepare(builder, dataset.splits, paths.DOWNLOADS, paths.RAW)
-    shutil.rmtree(building)
+    counts = prepare(
+        builder,
+        dataset.splits,
+        paths.DOWNLOADS,
+        paths.RAW,
+        dataset.beam_runner,
+        dataset.beam_options,
+    )
+    remove_folder(building)
     print(f"{dataset.name}: " + ", ".join(f"{n} images in '{s}'" for s, n in counts.items()))
     # Our own builders say what they left out; of TFDS's own there is nothing to say.
     for note in getattr(builder, "notes", []):

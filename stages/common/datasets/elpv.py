@@ -6,6 +6,7 @@ of being defective (0, 1/3, 2/3 or 1) and a wafer type. The package `elpv-datase
 licence CC BY-NC-SA 4.0.
 """
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -50,14 +51,36 @@ def package_folder() -> Path:
     return Path(found.submodule_search_locations[0]) / "data"
 
 
+def key_and_example(row: tuple[str, float, str], labels: str, threshold: float) -> tuple[str, dict]:
+    """A row of labels.csv as TFDS wants it: what names the example, and its fields.
+
+    A worker of Apache Beam finds the photograph in its own copy of the package.
+    """
+    path, probability, wafer_type = row
+    example = {
+        "image": str(package_folder() / path),
+        "label": label_of(probability, labels, threshold),
+        "name": path,
+        "probability": probability,
+        "rater_confidence": CONFIDENCES[nearest_name(probability)],
+        "wafer_type": wafer_type,
+    }
+    return path, example
+
+
 class Elpv(tfds.core.GeneratorBasedBuilder):
     """The photographs as the package stores them: PNG bytes, untouched."""
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, labels: str = "binary", threshold: float = 0.5, **kwargs):
-        """`labels` is 'binary' or 'probability'; `threshold` is the least defective probability."""
-        self._labels, self._threshold = labels, threshold
+    def __init__(
+        self, *, labels: str = "binary", threshold: float = 0.5, on_beam: bool = False, **kwargs
+    ):
+        """`labels` is 'binary' or 'probability'; `threshold` is the least defective probability.
+
+        With `on_beam` examples are a transform of Apache Beam, whose workers read the photographs.
+        """
+        self._labels, self._threshold, self._on_beam = labels, threshold, on_beam
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -81,16 +104,10 @@ class Elpv(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples(package_folder())}
 
     def _generate_examples(self, folder: Path):
-        labels = (folder / "labels.csv").read_text(encoding="utf-8")
-        for path, probability, wafer_type in read_labels(labels):
-            yield (
-                path,
-                {
-                    "image": str(folder / path),
-                    "label": label_of(probability, self._labels, self._threshold),
-                    "name": path,
-                    "probability": probability,
-                    "rater_confidence": CONFIDENCES[nearest_name(probability)],
-                    "wafer_type": wafer_type,
-                },
-            )
+        rows = read_labels((folder / "labels.csv").read_text(encoding="utf-8"))
+        make = functools.partial(key_and_example, labels=self._labels, threshold=self._threshold)
+        if not self._on_beam:
+            return map(make, rows)
+        import apache_beam as beam
+
+        return beam.Create(rows) | beam.Map(make)

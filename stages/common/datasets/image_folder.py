@@ -1,13 +1,13 @@
 """A folder with one folder of images a class, as people have them, or an archive of it."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import tensorflow_datasets as tfds
 
-from stages.common.datasets.sources import open_source
+from stages.common.datasets.sources import Folder, open_source
 from stages.common.run import UserError
 
 SUFFIXES = (
@@ -24,6 +24,7 @@ class Layout:
 
     top: str  # folders that all images of an archive share, with a closing `/`; or empty
     has_splits: bool  # whether the folders below `top` are official splits
+    folders: tuple[str, ...]  # all that hold images, with `top`
     class_names: tuple[str, ...]
     split_names: tuple[str, ...]
     left_out: dict[str, int]  # files that are no images by their names: suffix to number
@@ -95,7 +96,9 @@ def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
             f"{list(class_names) or 'none'}; each class needs its own ({', '.join(SUFFIXES)})"
         )
     split_names = tuple(sorted({split for split, _ in places.values()}))
-    return Layout(top, has_splits, class_names, split_names, dict(left_out))
+    return Layout(
+        top, has_splits, tuple(sorted(images_in)), class_names, split_names, dict(left_out)
+    )
 
 
 def _shared_top(folders: Iterable[str]) -> str:
@@ -111,14 +114,46 @@ def _shared_top(folders: Iterable[str]) -> str:
     return top
 
 
+def image_names(folder: str, source: Folder) -> Iterator[str]:
+    """The name of every image that lies in one folder of the source."""
+    return (name for name in source.names_in(folder) if is_image(name))
+
+
+def key_and_example(name: str, source: Folder, layout: Layout) -> tuple[str, dict]:
+    """A file as TFDS wants it: what names the example, and its fields."""
+    return _example(name, source.read(name), layout)
+
+
+def _example(name: str, encoded: bytes, layout: Layout) -> tuple[str, dict]:
+    _, class_name = layout.place(name)
+    return name, {"image": encoded, "label": class_name, "name": name}
+
+
 class ImageFolder(tfds.core.GeneratorBasedBuilder):
     """The images of a folder or an archive (.zip, .tar, .tar.gz), their encoded bytes untouched."""
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, folder: Path, **kwargs):
-        """`folder` holds one folder a class, nested folders joined with `/`; or is an archive."""
-        self._source = open_source(Path(folder))
+    def __init__(self, *, folder: Path, on_beam: bool = False, **kwargs):
+        """`folder` holds one folder a class, nested folders joined with `/`; or is an archive.
+
+        With `on_beam` examples are a transform of Apache Beam, whose workers list and read the
+        files, at the same path as here.
+
+        Raises:
+            UserError: among others, `on_beam` of an archive, which is one stream from its first
+                file to its last: one worker would do all the work.
+        """
+        # A worker has another working folder, so that its path must be a whole one.
+        folder = Path(folder).absolute() if on_beam else Path(folder)
+        self._source = open_source(folder)
+        if on_beam and self._source.is_archive:
+            raise UserError(
+                f"dataset.path: {self._source.path} is an archive, which is read as one stream, "
+                "so that several workers of Apache Beam gain nothing; unpack it into a folder that "
+                "all of them reach, or set dataset.beam_runner to null"
+            )
+        self._on_beam = on_beam
         self.layout = survey(self._source.names(), self._source.path, self._source.is_archive)
         left_out = sorted(self.layout.left_out.items())
         self.notes = (
@@ -144,9 +179,25 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in self.layout.split_names}
 
     def _generate_examples(self, split: str):
+        return self._transform(split) if self._on_beam else self._examples(split)
+
+    def _examples(self, split: str) -> Iterator[tuple[str, dict]]:
         def wanted(name: str) -> bool:
             return is_image(name) and self.layout.place(name)[0] == split
 
         for name, encoded in self._source.files(wanted):
-            _, class_name = self.layout.place(name)
-            yield name, {"image": encoded, "label": class_name, "name": name}
+            yield _example(name, encoded, self.layout)
+
+    def _transform(self, split: str):
+        import apache_beam as beam
+
+        # Folders, not files, are named in the pipeline itself, which every engine limits in size.
+        folders = [
+            folder for folder in self.layout.folders if self.layout.place(f"{folder}/")[0] == split
+        ]
+        return (
+            beam.Create(folders)
+            | "List" >> beam.FlatMap(image_names, source=self._source)
+            | beam.Reshuffle()  # or the files of one folder would be one worker's
+            | "Read" >> beam.Map(key_and_example, source=self._source, layout=self.layout)
+        )

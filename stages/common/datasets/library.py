@@ -1,5 +1,6 @@
 """Runs a TFDS builder: its name, its downloads, the files that a person must bring, its splits."""
 
+import importlib.util
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,13 @@ REACH_SECONDS = 5
 MANUAL = "manual"  # the folder in which TFDS looks for files that a person brought
 OFFLINE_DEFAULT = "set dataset.name to elpv, which needs no download, or image_folder"
 SHUFFLE_BYTES = 64 * 2**20
+BEAM_PACKAGE = "apache_beam"
+# Beam's DirectRunner tries to download a program, Prism, and runs that. FnApiRunner is what it runs
+# where that fails: this machine's Python alone, the same on every machine.
+LOCAL_RUNNERS = {"DirectRunner": "FnApiRunner"}
 
 
-def library_builder(name: str, own_sources: Sequence[str], data_dir: Path):
+def library_builder(name: str, own_sources: Sequence[str], data_dir: Path | str):
     """The builder of a set of TensorFlow Datasets: `cifar10`, `oxford_flowers102:2.1.1`.
 
     Raises:
@@ -123,15 +128,77 @@ def _bound_memory_and_fix_bytes() -> None:
     """
     from tensorflow_datasets.core import example_serializer, shuffle
 
-    def serialize(self, example) -> bytes:
-        return self.get_tf_example(example).SerializeToString(deterministic=True)
+    from stages.common.datasets.serializer import DeterministicSerializer
 
     shuffle.MAX_MEM_BUFFER_SIZE = SHUFFLE_BYTES
-    example_serializer.ExampleSerializer.serialize_example = serialize
+    example_serializer.ExampleSerializer = DeterministicSerializer
 
 
-def prepare(builder, splits: list[str] | None, downloads: Path, target: Path) -> dict[str, int]:
-    """Runs the builder and moves its directory to `target`; returns images per split."""
+def check_beam_installed(runner: str | None) -> None:
+    """UserError where a runner of Apache Beam is asked for and this Python has no Beam."""
+    if runner and importlib.util.find_spec(BEAM_PACKAGE) is None:
+        raise UserError(
+            f"params.yaml, dataset.beam_runner: {runner} needs Apache Beam, which is not installed "
+            "here; run `make fetch-on-beam`, which has it in an environment of its own, and then "
+            "`make repro`, or set it to null"
+        )
+
+
+def beam_config(runner: str | None, options: list[str] | None):
+    """What TFDS is told of the runner of Apache Beam; None where there is none.
+
+    Args:
+        runner: a name that Beam knows.
+        options: the runner's own, each as `--key=value`.
+    """
+    if runner is None:
+        return None
+    import tensorflow_datasets as tfds
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    return tfds.download.DownloadConfig(
+        beam_runner=LOCAL_RUNNERS.get(runner, runner),
+        beam_options=PipelineOptions(options or []),  # without a list it reads our command line
+    )
+
+
+def remove_folder(folder: str) -> None:
+    """Removes a folder, one of a bucket too, where it is there."""
+    import tensorflow_datasets as tfds
+
+    path = tfds.core.Path(folder)
+    if path.exists():
+        path.rmtree()
+
+
+def _move(file, target: Path) -> None:
+    """Moves a file of any file system that TFDS writes to; `target` is the new path, on a disk."""
+    if "://" in str(file):
+        file.copy(target)
+        file.unlink()
+    else:
+        shutil.move(file, target)
+
+
+def prepare(
+    builder,
+    splits: list[str] | None,
+    downloads: Path,
+    target: Path,
+    beam_runner: str | None = None,
+    beam_options: list[str] | None = None,
+) -> dict[str, int]:
+    """Runs the builder and moves its directory to `target`; returns images per split.
+
+    Args:
+        builder: of TFDS or ours.
+        splits: the set's own splits to use; None: all.
+        downloads: folder of what is downloaded, kept for the next time.
+        target: folder, made where it is not there.
+        beam_runner: runner of Apache Beam for a builder that gives its examples as a transform;
+            all other builders, most of TFDS's own, run in this process whatever it is.
+        beam_options: the runner's own.
+    """
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -140,7 +207,9 @@ def prepare(builder, splits: list[str] | None, downloads: Path, target: Path) ->
         check_reachable(missing_downloads(builder, downloads))
     _bound_memory_and_fix_bytes()
     try:
-        builder.download_and_prepare(download_dir=str(downloads))
+        builder.download_and_prepare(
+            download_dir=str(downloads), download_config=beam_config(beam_runner, beam_options)
+        )
     except (AssertionError, FileNotFoundError, tf.errors.NotFoundError) as error:
         if "share the same hashed key" in str(error):
             raise UserError(
@@ -148,13 +217,19 @@ def prepare(builder, splits: list[str] | None, downloads: Path, target: Path) ->
             ) from None
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:  # some files are there, but not all
             raise UserError(f"{_manual_sentence(builder)}: {error}") from None
+        if beam_runner and "split_info.json" in str(error):
+            raise UserError(
+                f"params.yaml, dataset.beam_folder: the workers of {beam_runner} wrote to another "
+                f"{builder.data_path.parent} than the one of this machine; set it to a folder or "
+                "bucket that all of them and this machine reach by the same path"
+            ) from None
         raise
     info = builder.info
     used = check_splits(splits, [str(name) for name in info.splits])
     target.mkdir(parents=True, exist_ok=True)
     for name in used:
         for shard in info.splits[name].filepaths:
-            shutil.move(shard, target / shard.name)
+            _move(shard, target / shard.name)
     info.set_splits(tfds.core.splits.SplitDict([info.splits[name] for name in used]))
     info.write_to_directory(target)
     return {name: info.splits[name].num_examples for name in used}

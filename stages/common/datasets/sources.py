@@ -73,7 +73,17 @@ class Folder:
         """Name and content of the files whose names are wanted."""
         for name in self.names():
             if wanted(name):
-                yield name, (self.path / name).read_bytes()
+                yield name, self.read(name)
+
+    def names_in(self, folder: str) -> Iterator[str]:
+        """The name of every file of one folder, those of folders in it left out."""
+        for path in sorted((self.path / folder).iterdir()):
+            if path.is_file():
+                yield f"{folder}/{path.name}"
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        return (self.path / name).read_bytes()
 
     def _walk(self, folder: Path, prefix: str, above: tuple) -> Iterator[str]:
         status = folder.stat()
