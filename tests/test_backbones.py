@@ -31,7 +31,7 @@ def test_equal_seeds_give_equal_random_weights():
 
 def test_weights_that_cannot_be_reached_end_in_one_sentence(run_stage, tmp_path):
     (tmp_path / "params.yaml").write_text(
-        "preprocess: {image_size: 224, resize: squash}\n"
+        "preprocess: {image_size: 224, resize: squash, channels: 3}\n"
         "backbone: {library: keras, name: efficientnet_b0, weights: imagenet, "
         "own_weights: models/own, image_size: 224}\n"
     )

@@ -1,6 +1,7 @@
 """The whole graph with a network of each library and with each head, on toy images.
 
-The weights that have a download host are random here.
+And with weights of one's own, in grey, and with five channels. The weights that have a download
+host are random here.
 """
 
 import json
