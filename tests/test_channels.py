@@ -1,8 +1,12 @@
 """Networks for grey and for many channels: what becomes of kernels, scaling and features."""
 
+import io
+
 import keras
 import numpy as np
 import pytest
+import tifffile
+import yaml
 
 from stages import backbone as stage
 from stages.common import (
@@ -17,6 +21,8 @@ from stages.common import (
     params,
 )
 from stages.common.run import UserError
+from tests.toy_project import ROOT
+from tools import check_params, export, predict
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (2, 40, 30, 1)).astype("float32")
@@ -191,6 +197,39 @@ def test_a_classifier_of_any_channels_trains_and_is_explained(count, tmp_path):
     assert np.abs(after - before).max() > 0
     (heat, *_) = explain.heat_maps(model, pictures, np.zeros(6, int), batch_size=4)
     assert explain.overlay(pictures[0], heat).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_model_file_of_other_channels_predicts_and_is_exported(count, tmp_path):
+    of_rgb = backbones.build("tiny", None, 32)
+    backbone = models.with_any_size(channels.with_channels(of_rgb, count, averaged=True))
+    head = heads.build("linear", (16,), 2, hidden_units=[1], dropout=0.0)
+    models.save(models.assemble(backbone, head), tmp_path / "model.keras", ["a", "b"])
+    classifier = predict.Classifier(tmp_path / "model.keras")
+    pixels = RANDOM.integers(0, 256, (40, 50, count)).astype("uint8")
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, photometric="minisblack", planarconfig="contig")
+    picture = classifier.picture(file.getvalue())[np.newaxis]
+    assert picture.shape == (1, 32, 32, count)
+    (probabilities,) = classifier.probabilities(picture)
+    assert classifier.overlays(picture, np.array([0]))[0].shape == (32, 32, 3)
+    exported = export.fixed_size(models.load(tmp_path / "model.keras"))
+    assert exported.input_shape == (None, 32, 32, count)
+    found = exported.predict(picture.astype("float32"), verbose=0)[0]
+    np.testing.assert_allclose(found, probabilities, atol=1e-5)
+
+
+def test_all_sections_are_checked_together():
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    check_params.check(content, "params.yaml")
+    content["preprocess"]["channels"] = 0
+    with pytest.raises(UserError, match=r"preprocess\.channels: expected 3 \(RGB\), 1.*received 0"):
+        check_params.check(content, "params.yaml")
+    content["preprocess"]["channels"] = 1
+    check_params.check(content, "params.yaml")
+    content["fine_tune"]["augment"]["rand_augment"] = 0.5
+    with pytest.raises(UserError, match=r"fine_tune\.augment\.rand_augment: expected 0"):
+        check_params.check(content, "params.yaml")
 
 
 def test_symmetries_leave_channels_alone():
