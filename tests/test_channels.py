@@ -208,7 +208,8 @@ def test_a_model_file_of_other_channels_predicts_and_is_exported(count, tmp_path
     classifier = predict.Classifier(tmp_path / "model.keras")
     pixels = RANDOM.integers(0, 256, (40, 50, count)).astype("uint8")
     file = io.BytesIO()
-    tifffile.imwrite(file, pixels, photometric="minisblack", planarconfig="contig")
+    layout = "contig" if count > 1 else None
+    tifffile.imwrite(file, pixels, photometric="minisblack", planarconfig=layout)
     picture = classifier.picture(file.getvalue())[np.newaxis]
     assert picture.shape == (1, 32, 32, count)
     (probabilities,) = classifier.probabilities(picture)
