@@ -1,8 +1,8 @@
 """Obtains the pretrained network, cuts its top off and stores it as one complete model.
 
 Reads:  a package that ships weights, keras.applications, KerasHub, or a file of weights.
-Writes: models/backbone.keras — RGB images of any size, 0–255, to the last feature map; resizing
-        and the network's own input scaling are layers inside.
+Writes: models/backbone.keras — images of any size, 0–255, RGB or of preprocess.channels, to the
+        last feature map; resizing and the network's own input scaling are layers inside.
 """
 
 from pathlib import Path
@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.common import geometry, hub, models, own_weights, params, paths
+from stages.common import channels, geometry, hub, models, own_weights, params, paths
 from stages.common.backbones import BACKBONES, build
-from stages.common.run import run, start_tensorflow
+from stages.common.run import UserError, run, start_tensorflow
 
 WEIGHTS_ALLOWED = (
     f"imagenet, preset (of keras_hub), null (random), or a file that ends in "
@@ -60,8 +60,13 @@ class BackboneParams:
         return Path(self.own_weights) / self.weights
 
 
-def network(parameters: BackboneParams):
-    """The network that the params name, as a keras.Model."""
+def network(parameters: BackboneParams, image_channels: int = geometry.RGB):
+    """The network that the params name, as a keras.Model.
+
+    Args:
+        parameters: the section.
+        image_channels: of the images that it takes, see channels.with_channels.
+    """
     own = parameters.weights_file
     if own:
         own_weights.check(own)
@@ -72,17 +77,24 @@ def network(parameters: BackboneParams):
         published = None if own else parameters.weights
         backbone = build(parameters.name, published, image_size)
     if own:
-        own_weights.load(backbone, own)
-    return backbone
+        try:
+            own_weights.load(backbone, own)
+        except UserError:
+            if image_channels == geometry.RGB:
+                raise
+            # Not of RGB: what an earlier run with as many channels trained fits as it is.
+            backbone = channels.with_channels(backbone, image_channels, averaged=False)
+            own_weights.load(backbone, own)
+    return channels.with_channels(backbone, image_channels, averaged=bool(parameters.weights))
 
 
 def main() -> None:
     """Builds the network and saves it."""
     parameters = params.load("backbone", BackboneParams)
-    resize = params.load("preprocess", geometry.PreprocessParams).resize
+    images = params.load("preprocess", geometry.PreprocessParams)
     start_tensorflow()
-    backbone = network(parameters)
-    models.save(models.with_any_size(backbone, resize), paths.BACKBONE)
+    backbone = network(parameters, images.channels)
+    models.save(models.with_any_size(backbone, images.resize), paths.BACKBONE)
     print(
         f"{parameters.name}: {backbone.count_params():,} parameters, {len(backbone.layers)} layers"
     )

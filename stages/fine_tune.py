@@ -231,7 +231,9 @@ def fine_tune(
     runtime.set_precision(model.get_layer("backbone"), settings.precision)
     # Squares keep their size, all else comes as squares: quarter turns need them.
     square = index.shape is not None and index.shape[0] == index.shape[1]
-    image_shape = index.shape if square else [image_size, image_size, 3]
+    image_channels = model.input_shape[-1]
+    image_augmentation.check_channels(parameters.augment, image_channels)
+    image_shape = index.shape if square else [image_size, image_size, image_channels]
     trained = models.training_model(
         model,
         image_augmentation.augmentation_layer(parameters.augment, seed),

@@ -1,9 +1,9 @@
 """Decodes every image once and stores its pixels, split by split.
 
 Reads:  data/raw/ — encoded images; data/splits.csv — the split of each.
-Writes: data/images/{train,valid,test}/ — shards of (height, width, 3) uint8 RGB, no side above
-        preprocess.image_size; smaller images keep their size, since an upsampled pixel holds
-        nothing new. With preprocess.resize crop or pad all are squares.
+Writes: data/images/{train,valid,test}/ — shards of (height, width, preprocess.channels) uint8, RGB
+        as a rule, no side above preprocess.image_size; smaller images keep their size, since an
+        upsampled pixel holds nothing new. With preprocess.resize crop or pad all are squares.
 """
 
 import contextlib
@@ -17,9 +17,11 @@ from stages.common.shards import ShardWriter
 
 
 def pixels_of(image: RawImage, parameters: geometry.PreprocessParams) -> np.ndarray:
-    """An image as (height, width, 3), uint8; UserError with its name where it can't be decoded."""
+    """An image (height, width, channels), uint8; UserError with its name if it can't be read."""
     try:
-        return images.to_array(image.encoded, parameters.image_size, parameters.resize)
+        return images.to_array(
+            image.encoded, parameters.image_size, parameters.resize, parameters.channels
+        )
     except ValueError as error:
         name = image.columns.get("name", image.id)
         raise UserError(f"the image {name} can't be read: {error}; mend or remove it") from None

@@ -64,6 +64,13 @@ def test_what_is_shown_is_what_the_first_convolution_gets(name, least, greatest)
     assert scaled.max() == pytest.approx(greatest, abs=1e-3)
 
 
+def test_bgr_is_shown_as_such():
+    red = np.zeros((64, 64, 3), np.uint8)
+    red[..., 0] = 255
+    scaled = classify.scaled_input(backbones.build("vgg16", None, 64), red)
+    np.testing.assert_allclose(scaled[0, 0], [-103.939, -116.779, 255 - 123.68], atol=1e-3)
+
+
 def test_a_square_is_the_middle_of_the_picture(tmp_path):
     picture = np.zeros((40, 80, 3), np.uint8)
     picture[:, 20:60] = 200

@@ -56,6 +56,28 @@ def test_a_shift_fills_the_rest_with_the_pictures_reflection(images):
     assert result.min() >= 49  # no black border
 
 
+def test_erasing_after_a_shift_works_in_a_compiled_step(images):
+    """A shift leaves the sides unknown there, which erasing computes with."""
+    import tensorflow as tf
+
+    given = ImageAugmentationParams(
+        **{
+            **OFF,
+            "horizontal_flip": True,
+            "quarter_turns": True,
+            "crop_area": 0.5,
+            "shift": 0.2,
+            "erasing": 0.5,
+        }
+    )
+    layer = image_augmentation.augmentation_layer(given, 0)
+    # As in `fit`: the last batch may be smaller.
+    signature = [tf.TensorSpec([None, SIDE, SIDE, 3])]
+    result = tf.function(lambda batch: layer(batch, training=True), signature)(images)
+    assert result.shape == images.shape
+    assert np.isfinite(result).all()
+
+
 @pytest.mark.parametrize("changes", [{"rand_augment": 0.5}, {"erasing": 1.0}])
 def test_colours_stay_colours(images, changes):
     result = augmented(images, **changes)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from stages.common import geometry, images
@@ -472,3 +473,59 @@ def test_only_a_jpeg_much_larger_than_wanted_comes_smaller():
         file = io.BytesIO()
         picture.save(file, kind)
         assert images.decode(file.getvalue(), wanted_side=224).size == (500, 375)
+
+
+def tiff_of(values: np.ndarray, **options) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, **options)
+    return buffer.getvalue()
+
+
+def test_grey_is_one_channel_of_the_same_picture():
+    grey = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[None], 16, axis=0)
+    pixels = images.to_array(encode(Image.fromarray(grey), "PNG"), 224, "squash", channels=1)
+    np.testing.assert_array_equal(pixels, grey[..., np.newaxis])
+    coloured = images.to_array(encode(Image.fromarray(FIELDS), "PNG"), 16, "pad", channels=1)
+    assert coloured.shape == (16, 16, 1)
+    assert not coloured[:2].any()  # FIELDS is wide: black above it
+
+
+BANDS = np.random.default_rng(0).integers(0, 256, (24, 40, 5), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        tiff_of(BANDS, photometric="minisblack", planarconfig="contig"),
+        tiff_of(np.moveaxis(BANDS, 2, 0), photometric="minisblack", planarconfig="separate"),
+        tiff_of(np.moveaxis(BANDS, 2, 0), photometric="minisblack"),  # a page a channel
+        tiff_of(BANDS.astype(np.uint16) * 257, photometric="minisblack", planarconfig="contig"),
+        tiff_of(BANDS, photometric="minisblack", planarconfig="contig", compression="zlib"),
+    ],
+    ids=["samples", "planes", "pages", "16 bits", "compressed"],
+)
+def test_all_channels_of_a_tiff_file_are_kept(encoded):
+    np.testing.assert_array_equal(images.to_array(encoded, 224, "squash", channels=5), BANDS)
+    shrunk = images.to_array(encoded, 20, "crop", channels=5)
+    assert shrunk.shape == (20, 20, 5)
+    with pytest.raises(images.BadImage, match=r"has 5 channels, preprocess\.channels asks for 4"):
+        images.to_array(encoded, 224, "squash", channels=4)
+
+
+def test_many_channels_are_seen_by_the_first_three():
+    encoded = tiff_of(BANDS, photometric="minisblack", planarconfig="contig")
+    found = images.read(encoded)
+    assert (found.format, found.mode, found.frames) == ("TIFF", "5 channels", 1)
+    np.testing.assert_array_equal(np.asarray(found.picture), BANDS[..., :3])
+    with pytest.raises(images.BadImage):
+        images.read(encoded, pixel_limit=24 * 40 - 1)
+    with pytest.raises(images.BadImage):
+        images.read(encoded[: len(encoded) // 2])
+
+
+def test_other_files_have_no_such_channels():
+    with pytest.raises(images.BadImage, match="5 channels come from TIFF: not a TIFF file"):
+        images.to_array(encode(Image.fromarray(FIELDS), "PNG"), 224, "squash", channels=5)
+    floats = tiff_of(BANDS.astype(np.float32), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(images.BadImage, match=r"expected channels of 8 or 16 bits.*float32"):
+        images.to_array(floats, 224, "squash", channels=5)

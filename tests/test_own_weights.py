@@ -74,7 +74,7 @@ def test_a_stage_takes_what_an_earlier_run_trained(other, run_stage, tmp_path):
     (tmp_path / "models" / "own").mkdir(parents=True)
     models.save(models.with_any_size(other), tmp_path / "models" / "own" / "mine.keras")
     (tmp_path / "params.yaml").write_text(
-        "preprocess: {image_size: 32, resize: pad}\n"
+        "preprocess: {image_size: 32, resize: pad, channels: 3}\n"
         "backbone: {library: keras, name: tiny, weights: mine.keras, own_weights: models/own, "
         "image_size: null}\n"
     )

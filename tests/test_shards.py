@@ -120,6 +120,20 @@ def test_images_of_differing_shapes_come_in_one_batch(tmp_path):
     assert {tuple(image[0, 0]) for image in trained} == set(colors)
 
 
+def test_grey_images_of_differing_shapes_stay_of_one_channel(tmp_path):
+    records = [
+        (np.full((*shape, 1), 7, np.uint8), 0, str(shape)) for shape in ((20, 50), (9, 5), (16, 16))
+    ]
+    shards.write_all(tmp_path, records, "uint8", CLASSES)
+    for batches in (
+        shards.batches(tmp_path, 3, image_size=16),
+        shards.training_batches(tmp_path, 3, seed=0, first_epoch=0, epochs=1, image_size=16),
+    ):
+        assert batches.element_spec[0].shape.as_list() == [None, 16, 16, 1]
+        ((images, _, _),) = batches.as_numpy_iterator()
+        np.testing.assert_array_equal(images, np.full((3, 16, 16, 1), 7))
+
+
 def test_differing_shapes_without_an_image_size_are_an_error(tmp_path):
     records = [(np.zeros((2, 3, 3), np.uint8), 0, "a"), (np.zeros((3, 2, 3), np.uint8), 0, "b")]
     shards.write_all(tmp_path, records, "uint8", CLASSES)

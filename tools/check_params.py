@@ -16,7 +16,7 @@ from stages import (
     split,
     train_head,
 )
-from stages.common import geometry, params, runtime
+from stages.common import geometry, image_augmentation, params, runtime
 from stages.common.run import UserError, run
 
 SECTIONS = {
@@ -55,6 +55,13 @@ def check(content: dict, source: str) -> None:
         try:
             train_head.check_features(
                 sections["train_head"].head, sections["extract_features"].features
+            )
+        except UserError as error:
+            mistakes.append(str(error))
+    if {"fine_tune", "preprocess"} <= set(sections):
+        try:
+            image_augmentation.check_channels(
+                sections["fine_tune"].augment, sections["preprocess"].channels
             )
         except UserError as error:
             mistakes.append(str(error))

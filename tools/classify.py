@@ -15,7 +15,7 @@ import numpy as np
 from stages.common import backbones, images, params
 from stages.common.run import UserError, run, start_tensorflow
 
-SCALING_LAYERS = ("Rescaling", "Normalization", "Flip")
+SCALING_STEPS = ("Rescaling", "Normalization", "Flip")
 
 
 def imagenet_classifier(name: str):
@@ -58,11 +58,11 @@ def scaled_input(model, picture: np.ndarray) -> np.ndarray:
     import keras
 
     scaled = model.input
-    for layer in model.layers:
-        if layer.weights and type(layer).__name__ not in SCALING_LAYERS:
+    for step in model.operations:  # turning RGB to BGR is one, but no layer
+        if type(step).__name__ in SCALING_STEPS:
+            scaled = step.output
+        elif getattr(step, "weights", None):
             break
-        if type(layer).__name__ in SCALING_LAYERS:
-            scaled = layer.output
     first = keras.Model(model.input, scaled)
     return first.predict(picture[None].astype(np.float32), verbose=0)[0]
 

@@ -46,8 +46,8 @@ def fixed_size(model):
     """The classifier for images of one size, (batch, side, side, 3) float32, as phones want it."""
     import keras
 
-    side = model.get_layer("resize").height
-    images = keras.Input((side, side, 3), name="images", dtype="float32")
+    side, channels = model.get_layer("resize").height, model.input_shape[-1]
+    images = keras.Input((side, side, channels), name="images", dtype="float32")
     features = model.get_layer("backbone")(images, training=False)
     for layer in model.layers:
         if layer.name == "pool":

@@ -92,7 +92,8 @@ def read_files(files: Iterable[Path]) -> Iterator[ImageFile]:
 
 
 class Classifier:
-    """A model file, ready to use: `class_names`, `side` of its square input in pixels, passes.
+    """A model file, ready to use: `class_names`, `side` of its square input in pixels and that
+    input's `channels`, passes.
 
     Raises:
         UserError: the file is no classifier that train_head or fine_tune saved.
@@ -105,22 +106,23 @@ class Classifier:
 
         model = models.load(path)
         self.side: int = model.get_layer("resize").height
+        self.channels: int = model.input_shape[-1]
         self.resize = geometry.of_layer(model.get_layer("resize"))
         self._forward = tf.function(lambda batch: model(batch, training=False))
         self._heat_maps = functools.cache(lambda: explain.heat_mapper(model))
 
     def picture(self, encoded: bytes) -> np.ndarray:
-        """An encoded image as the model sees it: (side, side, 3) uint8; or images.BadImage."""
-        return self.square(images.to_array(encoded, self.side, self.resize))
+        """An encoded image as the model sees it: (side, side, channels) uint8; or BadImage."""
+        return self.square(images.to_array(encoded, self.side, self.resize, self.channels))
 
     def square(self, pixels: np.ndarray) -> np.ndarray:
         """As shards.batches makes squares of stored images."""
         if pixels.shape[:2] == (self.side, self.side):
             return pixels
-        return shards.square_pixels(pixels, self.side).numpy()
+        return shards.square_pixels(pixels, self.side, self.channels).numpy()
 
     def probabilities(self, pictures: np.ndarray) -> np.ndarray:
-        """(batch, side, side, 3) uint8 to (batch, classes) float32."""
+        """(batch, side, side, channels) uint8 to (batch, classes) float32."""
         return self._forward(pictures).numpy()
 
     def overlays(self, pictures: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
@@ -149,7 +151,7 @@ def classify(
         top: how many classes to name.
         batch_size: images in one forward pass.
         on_bad: is told each file that can't be used, and why.
-        on_batch: gets paths, images (batch, side, side, 3) uint8 and probabilities
+        on_batch: gets paths, images (batch, side, side, channels) uint8 and probabilities
             (batch, classes) of each batch.
     """
 
@@ -164,7 +166,10 @@ def classify(
             yield Prediction(path, likeliest)
 
     decode = functools.partial(
-        images.to_array, image_size=classifier.side, resize=classifier.resize
+        images.to_array,
+        image_size=classifier.side,
+        resize=classifier.resize,
+        channels=classifier.channels,
     )
     waiting: list[tuple[Path, np.ndarray]] = []
     for file, result in images.map_encoded(decode, read_files(files)):
@@ -231,7 +236,7 @@ def explainer(
         overlays = classifier.overlays(pictures, probabilities.argmax(axis=1))
         for path, picture, overlay in zip(batch_paths, pictures, overlays, strict=True):
             written += 1
-            both = np.concatenate([picture, overlay], axis=1)
+            both = np.concatenate([geometry.shown(picture), overlay], axis=1)
             Image.fromarray(both).save(folder / f"{written:06} {path.stem}.png")
 
     return write

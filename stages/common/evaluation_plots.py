@@ -295,7 +295,7 @@ def read_pictures(
         batch_size: images in memory at a time, besides those that are wanted.
 
     Returns:
-        Key to (height, width, 3), uint8, RGB.
+        Key to (height, width, channels), uint8.
     """
     pictures: dict[int, np.ndarray] = {}
     with progress(None, total=len(wanted), unit="image", description="pictures") as bar:

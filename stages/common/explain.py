@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from stages.common import geometry
+
 # Dark to bright in even steps, so that it reads in grey and with any colour deficiency.
 COLORMAP = "inferno"
 MOST_OPAQUE = 0.6  # of the colour over the picture, where the heat is 1
@@ -81,7 +83,7 @@ def overlay(picture: np.ndarray, heat_map: np.ndarray) -> np.ndarray:
     """A picture in grey with its heat map over it in colour.
 
     Args:
-        picture: (height, width, 3), RGB uint8.
+        picture: (height, width, channels), uint8; see geometry.shown.
         heat_map: (rows, columns), float from 0 to 1; brought to the picture's size (bilinear).
 
     Returns:
@@ -96,7 +98,8 @@ def overlay(picture: np.ndarray, heat_map: np.ndarray) -> np.ndarray:
         (width, height), Image.Resampling.BILINEAR
     )
     heat = np.clip(np.asarray(resized), 0, 1)[..., np.newaxis]
-    grey = np.asarray(Image.fromarray(picture).convert("L").convert("RGB"), np.float32)
+    rgb = np.ascontiguousarray(geometry.shown(picture))
+    grey = np.asarray(Image.fromarray(rgb).convert("L").convert("RGB"), np.float32)
     colors = colormaps[COLORMAP](heat[..., 0])[..., :3] * 255
     opacity = MOST_OPAQUE * heat
     return np.round((1 - opacity) * grey + opacity * colors).astype(np.uint8)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.common import geometry
+
 GALLERY_FILE = "gallery.json"
 MOST_ENTRIES = 240
 MOST_MISTAKES = 80
@@ -128,7 +130,7 @@ def write(
     Args:
         folder: is created.
         choices: from `choose`; entries and files are in their order.
-        pictures: row to (height, width, 3), RGB uint8, of every choice.
+        pictures: row to (height, width, channels), uint8, of every choice; see geometry.shown.
         overlays: row to an explanation of the same kind, of the choices that are explained.
         labels, probabilities, ids, names: of all test images, by row; `names` are for people.
         class_names: one for each column of `probabilities`.
@@ -164,6 +166,6 @@ def write(
 def _write_jpeg(path: Path, pixels: np.ndarray) -> None:
     from PIL import Image
 
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(np.ascontiguousarray(geometry.shown(pixels)))
     image.thumbnail((LONGER_SIDE, LONGER_SIDE))  # enlarges nothing
     image.save(path, quality=JPEG_QUALITY)

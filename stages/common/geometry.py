@@ -1,12 +1,15 @@
 """How a picture of any shape becomes one of the square that a network sees."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+import numpy as np
 from PIL import Image, ImageOps
+from pydantic import Field
 
 from stages.common import params
 
 RESIZE = ("squash", "crop", "pad")
+RGB, GREY = 3, 1  # channels
 
 
 @params.params_dataclass
@@ -15,6 +18,10 @@ class PreprocessParams:
 
     image_size: params.PositiveInt
     resize: Literal[RESIZE]
+    channels: Annotated[
+        int,
+        Field(ge=1, description="3 (RGB), 1 (grey) or as many channels as each TIFF file has"),
+    ]
 
 
 def shrink(picture: Image.Image, image_size: int, resize: str) -> Image.Image:
@@ -60,3 +67,16 @@ def of_layer(layer) -> str:
     if layer.crop_to_aspect_ratio:
         return "crop"
     return "pad" if layer.pad_to_aspect_ratio else "squash"
+
+
+def shown(pixels: np.ndarray) -> np.ndarray:
+    """A picture of any number of channels, as people see it: (height, width, 3), the same dtype.
+
+    RGB stays; of more channels the first three are shown, of fewer the first one, as grey.
+
+    Args:
+        pixels: (height, width, channels).
+    """
+    if pixels.shape[2] >= RGB:
+        return pixels[..., :RGB]
+    return np.repeat(pixels[..., :GREY], RGB, axis=2)

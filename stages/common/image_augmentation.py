@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from stages.common import augment, params
+from stages.common import augment, geometry, params
+from stages.common.run import UserError
 
 LARGEST_STRETCH = 4 / 3  # of a crop's sides: the range of Inception's crops (Szegedy et al. 2015)
 
@@ -39,6 +40,16 @@ class ImageAugmentationParams(augment.AugmentParams):
                 f"{self.cutmix}; an image is mixed with another in one way"
             )
         return self
+
+
+def check_channels(parameters: ImageAugmentationParams, channels: int) -> None:
+    """UserError where an augmentation is for RGB and the images are not."""
+    if parameters.rand_augment and channels != geometry.RGB:
+        raise UserError(
+            f"params.yaml, fine_tune.augment.rand_augment: expected 0 with preprocess.channels: "
+            f"{channels}, since its changes of colour are for RGB, received "
+            f"{parameters.rand_augment}; use crop_area, shift, erasing, mixup or cutmix"
+        )
 
 
 def augmentation_layer(parameters: ImageAugmentationParams, seed: int):
@@ -84,7 +95,11 @@ def augmentation_layer(parameters: ImageAugmentationParams, seed: int):
 
         def call(self, images, training=False):
             if training:
+                shape = images.shape
                 for step in self.steps:
+                    if isinstance(step, keras.layers.RandomErasing):
+                        # It computes with height and width, which crops and shifts leave unknown.
+                        images.set_shape(shape)
                     images = step(images, training=True)
             return images
 

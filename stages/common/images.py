@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stages.common import geometry
+from stages.common import geometry, tiff
 from stages.common.run import UserError
 
 # Only these are tried: other plugins of Pillow start programs (EPS) or are seldom met.
@@ -61,7 +61,8 @@ def read(encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None
     """An encoded image as an upright RGB picture.
 
     The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency is laid over
-    white; of an animation the first frame is taken.
+    white; of an animation the first frame is taken, of a TIFF file that Pillow does not open the
+    first three channels.
 
     Args:
         encoded: an image file.
@@ -87,6 +88,8 @@ def read(encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None
     except BadImage:
         raise
     except UnidentifiedImageError:
+        if many := _of_many_channels(encoded, pixel_limit):
+            return many
         raise _unidentified(encoded) from None
     except Image.DecompressionBombError as error:
         raise BadImage("too_many_pixels", str(error)) from None
@@ -100,6 +103,19 @@ def decode(
 ) -> Image.Image:
     """The picture of `read` alone."""
     return read(encoded, pixel_limit, wanted_side).picture
+
+
+def _of_many_channels(encoded: bytes, pixel_limit: int) -> Decoded | None:
+    """A TIFF file that Pillow does not know, by its first three channels; None: no such file."""
+    if encoded[:4] not in tiff.BEGINNINGS:
+        return None
+    try:
+        values = tiff.read(encoded, pixel_limit)
+    except ValueError:
+        return None
+    channels = values.shape[2]
+    shown = np.ascontiguousarray(geometry.shown(values))
+    return Decoded(Image.fromarray(shown), "TIFF", f"{channels} channels", 1)
 
 
 def _check_size(size: tuple[int, int], pixel_limit: int) -> None:
@@ -164,16 +180,42 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_array(encoded: bytes, image_size: int, resize: str) -> np.ndarray:
-    """Encoded bytes to (height, width, 3), uint8, RGB, no side above `image_size`.
+def to_array(
+    encoded: bytes, image_size: int, resize: str, channels: int = geometry.RGB
+) -> np.ndarray:
+    """Encoded bytes to (height, width, channels), uint8, no side above `image_size`.
 
     Args:
         encoded: an image file.
         image_size: in pixels.
         resize: see geometry.shrink.
+        channels: 3: RGB; 1: grey, the luma of RGB (ITU-R 601); else those of a TIFF file, which
+            must have as many.
+
+    Raises:
+        BadImage: what `read` raises; not_an_image where the file has other channels.
     """
-    picture = decode(encoded, wanted_side=image_size)
-    return np.asarray(geometry.shrink(picture, image_size, resize))
+    if channels == geometry.RGB:
+        picture = decode(encoded, wanted_side=image_size)
+        return np.asarray(geometry.shrink(picture, image_size, resize))
+    if channels == geometry.GREY:
+        picture = decode(encoded, wanted_side=image_size)
+        grey = geometry.shrink(picture.convert("L"), image_size, resize)
+        return np.asarray(grey)[..., np.newaxis]
+    try:
+        values = tiff.read(encoded, MOST_PIXELS)
+    except ValueError as error:
+        raise BadImage("not_an_image", f"{channels} channels come from TIFF: {error}") from None
+    if values.shape[2] != channels:
+        raise BadImage(
+            "not_an_image",
+            f"has {values.shape[2]} channels, preprocess.channels asks for {channels}",
+        )
+    bands = [
+        geometry.shrink(Image.fromarray(np.ascontiguousarray(band)), image_size, resize)
+        for band in np.moveaxis(values, 2, 0)
+    ]
+    return np.stack(bands, axis=-1)
 
 
 class Encoded(Protocol):

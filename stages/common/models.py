@@ -1,7 +1,8 @@
 """Puts models together, and saves them so that equal models are equal bytes.
 
-A model file is complete: RGB images, uint8 or float 0–255, of any size, to probabilities. It
-loads with plain `keras.models.load_model`. Its layers, by name:
+A model file is complete: RGB images, uint8 or float 0–255, of any size, to probabilities (grey or
+other channels where preprocess.channels says so). It loads with plain `keras.models.load_model`.
+Its layers, by name:
 
     images → resize → backbone → [pool] → head → temperature → probabilities
 
@@ -34,12 +35,12 @@ def with_any_size(backbone, resize: str = "squash"):
         resize: how images that are no squares become such, see geometry.shrink.
 
     Returns:
-        A keras.Model from (batch, height, width, 3), RGB 0–255, to feature maps.
+        A keras.Model from (batch, height, width, channels), 0–255, as a rule RGB, to feature maps.
     """
     import keras
 
-    image_size = backbone.input_shape[1]
-    images = keras.Input((None, None, 3), name="images")
+    _, image_size, _, channels = backbone.input_shape
+    images = keras.Input((None, None, channels), name="images")
     resized = geometry.resizing_layer(image_size, resize)(images)
     return keras.Model(images, backbone(resized, training=False), name="backbone_any_size")
 

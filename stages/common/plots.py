@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.common import geometry
+
 # Okabe and Ito's palette: told apart with any of the common colour deficiencies.
 BLUE, ORANGE, GREEN, BLACK = "#0072b2", "#d55e00", "#009e73", "#000000"
 TILE_INCHES = 1.75
-# A picture (height, width, 3) uint8 and its caption, optionally with the caption's colour.
+# A picture (height, width, channels) uint8 and its caption, optionally with the caption's colour.
 Tile = tuple[np.ndarray, str] | tuple[np.ndarray, str, str]
 
 
@@ -66,7 +68,9 @@ def image_sections(
         for axis, (picture, caption, *color) in zip(axes, tiles, strict=False):
             # Small pictures are enlarged pixel by pixel, so that nothing is made up.
             small = picture.shape[0] < 64
-            axis.imshow(picture, interpolation="nearest" if small else "antialiased")
+            axis.imshow(
+                geometry.shown(picture), interpolation="nearest" if small else "antialiased"
+            )
             # A name may hold dollar signs, which are no formula.
             axis.set_title(
                 caption,

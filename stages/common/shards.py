@@ -124,7 +124,7 @@ def batches(folder: Path, batch_size: int, *, image_size: int | None = None):
 
     index = read_index(folder)
     records = tf.data.TFRecordDataset([str(folder / name) for name in index.files])
-    parsed = _parsed_batches(records, index, batch_size, image_size)
+    parsed = _parsed_batches(records, index, batch_size, image_size, channels_of(folder, index))
     # Keras warns of missing data at the end of a dataset whose length it does not know.
     length = tf.data.experimental.assert_cardinality(-(-index.count // batch_size))
     return parsed.apply(length).prefetch(tf.data.AUTOTUNE)
@@ -151,6 +151,7 @@ def training_batches(
 
     index = read_index(folder)
     files = tf.constant([str(folder / name) for name in index.files])
+    channels = channels_of(folder, index)
     buffer = max(batch_size, min(index.count, SHUFFLE_BYTES // max(index.largest_bytes, 1)))
 
     def one_epoch(epoch):
@@ -164,13 +165,24 @@ def training_batches(
         records = tf.data.TFRecordDataset(order).shuffle(
             buffer, seed=tf.abs(epoch_seed[1]), reshuffle_each_iteration=False
         )
-        return _parsed_batches(records, index, batch_size, image_size)
+        return _parsed_batches(records, index, batch_size, image_size, channels)
 
     dataset = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def _parsed_batches(records, index: Index, batch_size: int, image_size: int | None):
+def channels_of(folder: Path, index: Index) -> int:
+    """The last number of every record's shape: of pictures of any size, their channels."""
+    if index.shape is not None:
+        return index.shape[-1]
+    import tensorflow as tf
+
+    # The index leaves differing shapes out; the first record is as good as any.
+    (first,) = tf.data.TFRecordDataset(str(folder / index.files[0])).take(1).as_numpy_iterator()
+    return tf.train.Example.FromString(first).features.feature["shape"].int64_list.value[-1]
+
+
+def _parsed_batches(records, index: Index, batch_size: int, image_size: int | None, channels: int):
     """Serialized records to batches; parsed whole batches at a time where shapes are equal."""
     import tensorflow as tf
 
@@ -196,19 +208,28 @@ def _parsed_batches(records, index: Index, batch_size: int, image_size: int | No
     def parse_one(serialized):
         parsed = tf.io.parse_single_example(serialized, features)
         image = tf.reshape(tf.io.decode_raw(parsed["array"], index.dtype), parsed["shape"])
-        return square_pixels(image, image_size), parsed["label"], parsed["id"]
+        return square_pixels(image, image_size, channels), parsed["label"], parsed["id"]
 
     parsed = records.map(parse_one, num_parallel_calls=tf.data.AUTOTUNE)
     return parsed.batch(batch_size)
 
 
-def square_pixels(image, image_size: int):
-    """A picture (height, width, 3) as (image_size, image_size, 3), uint8: squashed, bilinear."""
+def square_pixels(image, image_size: int, channels: int):
+    """A picture (height, width, channels) as a square, uint8: squashed, bilinear.
+
+    Args:
+        image: any whole numbers 0–255.
+        image_size: side of the square, in pixels.
+        channels: of the picture.
+
+    Returns:
+        (image_size, image_size, channels), uint8.
+    """
     import tensorflow as tf
 
     resized = tf.image.resize(image, (image_size, image_size), antialias=True)
     pixels = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
-    return tf.ensure_shape(pixels, (image_size, image_size, 3))
+    return tf.ensure_shape(pixels, (image_size, image_size, channels))
 
 
 def write_all(
