@@ -1,0 +1,225 @@
+"""Two workers are two processes here, on loopback, with one thread each."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from stages import fine_tune as stage
+from stages.common import models, params, paths, shards, training, weights, workers
+from stages.common.run import UserError
+from tests.test_runtime import NAMES, ROOT, classifier
+
+TRAINING_IMAGES = 21  # in batches of 8: the last one has 5, which two workers share unequally
+# The time of a start, of a heartbeat of TensorFlow that fails (10 s) and of a busy machine.
+LIMIT_SECONDS = 120
+# A worker that stops for long after an epoch, so that it can be killed at a known place.
+WORKER = """
+import sys, time
+from stages import fine_tune
+from stages.common import training
+from stages.common.run import run
+
+stop_after = int(sys.argv[1])  # 0: never
+add = training._History.add
+
+def add_and_wait(history, row):
+    add(history, row)
+    if row["epoch"] == stop_after:
+        time.sleep(600)
+
+training._History.add = add_and_wait
+run(fine_tune.main)
+"""
+
+
+def cluster_text(addresses, index: int) -> str:
+    return json.dumps(
+        {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}}
+    )
+
+
+def free_addresses(count: int) -> list[str]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    return addresses
+
+
+class Workers:
+    """Two worker processes; none outlives the `with`."""
+
+    def __init__(self, folders, stops: int = 0, stop_after: int = 0):
+        self.addresses = free_addresses(len(folders))
+        self.logs = [folder / "log.txt" for folder in folders]
+        self.processes = []
+        for index, folder in enumerate(folders):
+            environment = {
+                "PYTHONPATH": str(ROOT),
+                "PATH": os.environ["PATH"],
+                "TF_CONFIG": cluster_text(self.addresses, index),
+                "CUDA_VISIBLE_DEVICES": "",
+                "OMP_NUM_THREADS": "1",
+                "TF_NUM_INTRAOP_THREADS": "1",
+                "TF_NUM_INTEROP_THREADS": "1",
+            }
+            with self.logs[index].open("w") as log:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-c", WORKER, str(stop_after if index == stops else 0)],
+                        cwd=folder,
+                        env=environment,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def log(self, index: int) -> str:
+        return self.logs[index].read_text()
+
+    def wait(self, index: int) -> int:
+        return self.processes[index].wait(LIMIT_SECONDS)
+
+    def wait_until(self, condition) -> None:
+        end = time.monotonic() + LIMIT_SECONDS
+        while not condition():
+            logs = "".join(self.log(index) for index in range(len(self.logs)))
+            assert time.monotonic() < end, logs
+            assert all(process.poll() is None for process in self.processes), logs
+            time.sleep(0.1)
+
+
+def make_project(folder: Path, **changes) -> None:
+    """A folder in which fine_tune can run."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", TRAINING_IMAGES), ("valid", 17)):
+        records = [
+            (random.integers(0, 256, (16, 16, 3), dtype=np.uint8), n * n % 3, f"{split} {n}")
+            for n in range(count)
+        ]
+        shards.write_all(folder / paths.IMAGES / split, records, "uint8", NAMES)
+    classifier(folder / paths.HEAD)
+    content = params.read(ROOT / "params.yaml")
+    content["runtime"].update(devices="auto", precision="float32")
+    content["fine_tune"].update(
+        epochs=3,
+        batch_size=8,
+        learning_rate=0.01,
+        clip_norm=0.05,
+        average_decay=0.9,
+        class_weights="balanced",
+        layer_decay=0.8,
+        early_stopping_patience=3,
+    )
+    content["fine_tune"]["augment"].update(
+        horizontal_flip=False, vertical_flip=False, quarter_turns=False, crop_area=1
+    )
+    content["fine_tune"].update(changes)
+    (folder / "params.yaml").write_text(json.dumps(content))
+
+
+def results(folder: Path):
+    history = np.genfromtxt(folder / "plots/fine_tune/history.csv", delimiter=",", names=True)
+    model = models.load(folder / paths.FINE_TUNED)
+    return history, [weight.numpy() for weight in model.weights]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """What every worker starts from."""
+    folder = tmp_path_factory.mktemp("project")
+    make_project(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory, project):
+    """A function that makes two boxes, folders equal to the project."""
+
+    def make(name: str) -> list[Path]:
+        folders = [tmp_path_factory.mktemp(f"{name}-{index}") for index in range(2)]
+        for folder in folders:
+            shutil.copytree(project, folder, dirs_exist_ok=True)
+        return folders
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(boxes) -> list[Path]:
+    """The folders of two workers that have trained together."""
+    folders = boxes("whole")
+    with Workers(folders) as both:
+        codes = [both.wait(index) for index in range(2)]
+        assert codes == [0, 0], both.log(0) + both.log(1)
+    return folders
+
+
+def test_two_workers_train_as_one_does(trained_by_two, project, tmp_path, monkeypatch):
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    stage.main()
+    (one, first), (two, second) = results(tmp_path), results(trained_by_two[0])
+    for column in ("learning_rate", "loss", "val_loss", "accuracy", "val_accuracy"):
+        np.testing.assert_allclose(one[column], two[column], rtol=1e-4)
+    for here, there in zip(first, second, strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-5)
+    before = [weight.numpy() for weight in models.load(project / paths.HEAD).weights]
+    assert max(np.abs(a - b).max() for a, b in zip(before, first, strict=True)) > 1e-3
+
+
+def kept_epochs(folder: Path) -> list[int]:
+    return sorted(int(path.name[-6:]) for path in folder.glob("data/backup/fine_tune*/*/epoch-*"))
+
+
+def finished_epochs(folder: Path) -> int:
+    """Rows of the learning curve, which is written before the backup."""
+    paths = list(folder.glob("data/backup/fine_tune*/*/history.csv"))
+    return len(paths[0].read_text().splitlines()) - 1 if paths else 0
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_worker_ends_the_other_and_all_resume_to_equal_bytes(
+    trained_by_two, boxes, killed
+):
+    folders = boxes(f"killed-{killed}")
+    left = 1 - killed
+    with Workers(folders, stops=killed, stop_after=2) as both:
+        # The one stands still before its backup of the second epoch, the other waits in the third.
+        both.wait_until(
+            lambda: finished_epochs(folders[killed]) == 2 and kept_epochs(folders[left]) == [1, 2]
+        )
+        assert kept_epochs(folders[killed]) == [1]
+        both.processes[killed].kill()
+        started = time.monotonic()
+        assert both.wait(left) == 1, both.log(left)
+        assert time.monotonic() - started < 60
+        assert both.log(left).endswith(
+            f"error: worker {killed} at {both.addresses[killed]} does not answer any more; epoch 2 "
+            "is kept here; start all workers again to go on from the last epoch that all keep\n"
+        )
+        assert "Traceback" not in both.log(left)
+    with Workers(folders) as both:
+        assert [both.wait(index) for index in range(2)] == [0, 0], both.log(0) + both.log(1)
+        assert all("resumed after epoch 1 of 3" in both.log(index) for index in range(2))
+    for path in (paths.FINE_TUNED, paths.PLOTS / "fine_tune" / "history.csv"):
+        assert (folders[0] / path).read_bytes() == (trained_by_two[0] / path).read_bytes()
+    assert not (folders[1] / paths.FINE_TUNED).exists()
