@@ -21,22 +21,22 @@ from tests.test_runtime import NAMES, ROOT, classifier
 TRAINING_IMAGES = 21  # in batches of 8: the last one has 5, which two workers share unequally
 # The time of a start, of a heartbeat of TensorFlow that fails (10 s) and of a busy machine.
 LIMIT_SECONDS = 120
-# A worker that stops for long after an epoch, so that it can be killed at a known place.
+# A worker that stands still before its backup of an epoch, so that it is killed at a known place.
 WORKER = """
 import sys, time
+from pathlib import Path
 from stages import fine_tune
-from stages.common import training
 from stages.common.run import run
 
-stop_after = int(sys.argv[1])  # 0: never
-add = training._History.add
+stop, rename = sys.argv[1], Path.rename
 
-def add_and_wait(history, row):
-    add(history, row)
-    if row["epoch"] == stop_after:
+def rename_or_stop(path, target):
+    if target.name == stop:
+        print("stands still", flush=True)
         time.sleep(600)
+    return rename(path, target)
 
-training._History.add = add_and_wait
+Path.rename = rename_or_stop
 run(fine_tune.main)
 """
 
@@ -58,10 +58,11 @@ def free_addresses(count: int) -> list[str]:
 class Workers:
     """Two worker processes; none outlives the `with`."""
 
-    def __init__(self, folders, stops: int = 0, stop_after: int = 0):
+    def __init__(self, folders, stops: int = 0, before_backup: int = 0):
         self.addresses = free_addresses(len(folders))
         self.logs = [folder / "log.txt" for folder in folders]
         self.processes = []
+        stop = f"epoch-{before_backup:06}"
         for index, folder in enumerate(folders):
             environment = {
                 "PYTHONPATH": str(ROOT),
@@ -75,7 +76,7 @@ class Workers:
             with self.logs[index].open("w") as log:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-c", WORKER, str(stop_after if index == stops else 0)],
+                        [sys.executable, "-c", WORKER, stop if index == stops else ""],
                         cwd=folder,
                         env=environment,
                         stdout=log,
@@ -187,39 +188,40 @@ def test_two_workers_train_as_one_does(trained_by_two, project, tmp_path, monkey
 
 
 def kept_epochs(folder: Path) -> list[int]:
-    return sorted(int(path.name[-6:]) for path in folder.glob("data/backup/fine_tune*/*/epoch-*"))
+    return sorted(int(path.name[-6:]) for path in folder.glob(".backup/fine_tune*/*/epoch-*"))
 
 
-def finished_epochs(folder: Path) -> int:
-    """Rows of the learning curve, which is written before the backup."""
-    paths = list(folder.glob("data/backup/fine_tune*/*/history.csv"))
-    return len(paths[0].read_text().splitlines()) - 1 if paths else 0
-
-
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_worker_ends_the_other_and_all_resume_to_equal_bytes(
-    trained_by_two, boxes, killed
-):
-    folders = boxes(f"killed-{killed}")
+def kill_one(folders: list[Path], killed: int, before_backup: int) -> None:
+    """Starts both, kills one before it keeps an epoch, and sees the other end with one sentence."""
     left = 1 - killed
-    with Workers(folders, stops=killed, stop_after=2) as both:
-        # The one stands still before its backup of the second epoch, the other waits in the third.
+    with Workers(folders, killed, before_backup) as both:
         both.wait_until(
-            lambda: finished_epochs(folders[killed]) == 2 and kept_epochs(folders[left]) == [1, 2]
+            lambda: (
+                "stands still" in both.log(killed)
+                and kept_epochs(folders[left])[-1:] == [before_backup]
+            )
         )
-        assert kept_epochs(folders[killed]) == [1]
         both.processes[killed].kill()
         started = time.monotonic()
         assert both.wait(left) == 1, both.log(left)
         assert time.monotonic() - started < 60
         assert both.log(left).endswith(
-            f"error: worker {killed} at {both.addresses[killed]} does not answer any more; epoch 2 "
-            "is kept here; start all workers again to go on from the last epoch that all keep\n"
+            f"error: worker {killed} at {both.addresses[killed]} does not answer any more; epoch "
+            f"{before_backup} is kept here; start all workers again to go on from the last epoch "
+            "that all keep\n"
         )
         assert "Traceback" not in both.log(left)
+
+
+def test_a_killed_worker_ends_the_other_and_all_resume_to_equal_bytes(trained_by_two, boxes):
+    folders = boxes("killed")
+    kill_one(folders, killed=1, before_backup=2)
+    assert [kept_epochs(folder) for folder in folders] == [[1, 2], [1]]
+    # They go on after the first epoch, the last that both keep, and this time the chief goes.
+    kill_one(folders, killed=0, before_backup=3)
+    assert [kept_epochs(folder) for folder in folders] == [[1, 2], [2, 3]]
     with Workers(folders) as both:
         assert [both.wait(index) for index in range(2)] == [0, 0], both.log(0) + both.log(1)
-        assert all("resumed after epoch 1 of 3" in both.log(index) for index in range(2))
+        assert all("resumed after epoch 2 of 3" in both.log(index) for index in range(2))
     for path in (paths.FINE_TUNED, paths.PLOTS / "fine_tune" / "history.csv"):
         assert (folders[0] / path).read_bytes() == (trained_by_two[0] / path).read_bytes()
-    assert not (folders[1] / paths.FINE_TUNED).exists()

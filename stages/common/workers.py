@@ -175,8 +175,13 @@ class Team:
 
         self.cluster, self.batch_size = cluster, batch_size
         self.finished_epoch = 0  # as far as this worker knows
-        print(f"{cluster.name(cluster.index)} waits for {len(cluster.addresses) - 1} more")
-        with _deadline(START_SECONDS, lambda: missing_workers(cluster)):
+        print(
+            f"{cluster.name(cluster.index)} waits for {len(cluster.addresses) - 1} more", flush=True
+        )
+        with (
+            _deadline(START_SECONDS, lambda: missing_workers(cluster)),
+            _gone_workers_explained(cluster, lambda: 0),
+        ):
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
         # TensorFlow takes SIGTERM for a preemption that something else will handle.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -242,7 +247,7 @@ class Team:
             raise UserError(
                 f"{self.cluster.name(behind)} keeps epoch {min(kept)} and "
                 f"{self.cluster.name(ahead)} keeps epoch {max(kept)} of this run; copy the backup "
-                "from there, or remove data/backup on all workers to begin anew"
+                "from there, or remove .backup on all workers to begin anew"
             )
         self.finished_epoch = min(kept)
         return min(kept)
@@ -259,6 +264,10 @@ class Team:
         values = self.strategy.experimental_distribute_values_from_function(of_replica)
         return self.strategy.reduce("SUM", values, axis=None).numpy().tolist()
 
+    def meet(self) -> None:
+        """Waits until all workers are here."""
+        self._of_all([0])
+
     def own_part(self, dataset):
         """This worker's part of each batch, as `share` gives it, for one device after the other.
 
@@ -269,17 +278,13 @@ class Team:
         """
         import tensorflow as tf
 
-        first, replicas = (
-            self.cluster.index * self.local_replicas,
-            self.strategy.num_replicas_in_sync,
-        )
+        replicas, of_worker = self.strategy.num_replicas_in_sync, self.local_replicas
+        own = range(self.cluster.index * of_worker, (self.cluster.index + 1) * of_worker)
 
         def parts(*batch):
-            shares = [share(batch, first + n, replicas) for n in range(self.local_replicas)]
-            whole = tf.data.Dataset.from_tensors(shares[0])
-            for one in shares[1:]:
-                whole = whole.concatenate(tf.data.Dataset.from_tensors(one))
-            return whole
+            return tf.data.Dataset.from_tensor_slices(list(own)).map(
+                lambda replica: share(batch, replica, replicas)
+            )
 
         parted = dataset.flat_map(parts).prefetch(tf.data.AUTOTUNE)
         return self.strategy.distribute_datasets_from_function(lambda _context: parted)
@@ -287,29 +292,36 @@ class Team:
     @contextlib.contextmanager
     def scope(self):
         """TensorFlow's scope of the strategy, left by a UserError where another worker is gone."""
-        import tensorflow as tf
-
-        try:
+        with _gone_workers_explained(self.cluster, lambda: self.finished_epoch):
             with self.strategy.scope():
                 yield
-        except (
-            tf.errors.UnavailableError,
-            tf.errors.AbortedError,
-            tf.errors.CancelledError,
-            tf.errors.DeadlineExceededError,
-            tf.errors.FailedPreconditionError,
-            tf.errors.InternalError,
-        ) as error:
-            gone = gone_workers(self.cluster, str(error))
-            if not gone:
-                raise
-            names = " and ".join(self.cluster.name(index) for index in gone)
-            epoch = self.finished_epoch
-            kept = f"epoch {epoch} is kept here" if epoch else "no epoch was finished here"
-            raise UserError(
-                f"{names} {'do' if len(gone) > 1 else 'does'} not answer any more; {kept}; start "
-                "all workers again to go on from the last epoch that all keep"
-            ) from error
+
+
+@contextlib.contextmanager
+def _gone_workers_explained(cluster: Cluster, finished_epoch: Callable[[], int]):
+    """Turns what TensorFlow raises where another worker is gone into one sentence."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.FailedPreconditionError,
+        tf.errors.InternalError,
+    ) as error:
+        gone = gone_workers(cluster, str(error))
+        if not gone:
+            raise
+        names = " and ".join(cluster.name(index) for index in gone)
+        epoch = finished_epoch()
+        kept = f"epoch {epoch} is kept here" if epoch else "no epoch was finished here"
+        raise UserError(
+            f"{names} {'do' if len(gone) > 1 else 'does'} not answer any more; {kept}; start "
+            "all workers again to go on from the last epoch that all keep"
+        ) from error
 
 
 class Loop:
@@ -354,6 +366,8 @@ class Loop:
                 break
         model.optimizer.finalize_variable_values(model.trainable_variables)
         calls.on_train_end()
+        # The backups go next: not before all have the last epoch.
+        team.meet()
 
 
 def gone_workers(cluster: Cluster, message: str) -> list[int]:
