@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -9,12 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
 from stages import fine_tune as stage
-from stages.common import models, params, paths, shards, training, weights, workers
+from stages.common import models, params, paths, shards, workers
 from stages.common.run import UserError
 from tests.test_runtime import NAMES, ROOT, classifier
 
@@ -25,10 +25,12 @@ LIMIT_SECONDS = 120
 WORKER = """
 import sys, time
 from pathlib import Path
+import numpy as np
 from stages import fine_tune
+from stages.common import training
 from stages.common.run import run
 
-stop, rename = sys.argv[1], Path.rename
+stop, rename, train = sys.argv[1], Path.rename, training.train
 
 def rename_or_stop(path, target):
     if target.name == stop:
@@ -36,7 +38,12 @@ def rename_or_stop(path, target):
         time.sleep(600)
     return rename(path, target)
 
-Path.rename = rename_or_stop
+def train_and_show(stage, model, *arguments, **keys):
+    temperature = train(stage, model, *arguments, **keys)
+    np.savez("weights.npz", *[variable.numpy() for variable in model.trainable_variables])
+    return temperature
+
+Path.rename, training.train = rename_or_stop, train_and_show
 run(fine_tune.main)
 """
 
@@ -187,6 +194,18 @@ def test_two_workers_train_as_one_does(trained_by_two, project, tmp_path, monkey
     assert max(np.abs(a - b).max() for a, b in zip(before, first, strict=True)) > 1e-3
 
 
+def test_both_end_with_equal_weights_and_the_first_alone_writes(trained_by_two):
+    with (
+        np.load(trained_by_two[0] / "weights.npz") as one,
+        np.load(trained_by_two[1] / "weights.npz") as two,
+    ):
+        assert len(one.files) == len(two.files) == 6
+        for name in one.files:
+            np.testing.assert_array_equal(one[name], two[name])
+    assert not list(trained_by_two[1].glob("models/fine_tuned.keras"))
+    assert not list(trained_by_two[1].glob("plots"))
+
+
 def kept_epochs(folder: Path) -> list[int]:
     return sorted(int(path.name[-6:]) for path in folder.glob(".backup/fine_tune*/*/epoch-*"))
 
@@ -225,3 +244,116 @@ def test_a_killed_worker_ends_the_other_and_all_resume_to_equal_bytes(trained_by
         assert all("resumed after epoch 2 of 3" in both.log(index) for index in range(2))
     for path in (paths.FINE_TUNED, paths.PLOTS / "fine_tune" / "history.csv"):
         assert (folders[0] / path).read_bytes() == (trained_by_two[0] / path).read_bytes()
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch, project):
+    """A function that runs fine_tune in this process with a text for TF_CONFIG; the error's."""
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+    def refused(text: str) -> str:
+        monkeypatch.setenv("TF_CONFIG", text)
+        monkeypatch.setattr(stage, "start_tensorflow", None)  # heavy: refused before
+        with pytest.raises(UserError) as caught:
+            stage.main()
+        return str(caught.value)
+
+    return refused
+
+
+def config(cluster, kind="worker", index=0) -> str:
+    return json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
+
+
+TWO = ["one:2222", "two:2222"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{cluster", "TF_CONFIG: expected JSON, received '{cluster'"),
+        ("[]", "expected an object with cluster and task, received '\\[\\]'"),
+        (config({"worker": TWO, "ps": TWO}), "worker, and chief at most, received ps"),
+        (config({"worker": "one:2222"}), "cluster.worker to be a list of host:port, received 'one"),
+        (config({"worker": ["one", "two:1"]}), "list of host:port, received 'one'"),
+        (config({"worker": ["one:70000", "two:1"]}), "list of host:port, received 'one:70000'"),
+        (config({"worker": ["one:1", "one:1"]}), "every address once, received one:1, one:1"),
+        (config({"worker": TWO, "chief": ["a:1", "b:1"]}), "one chief at most, received a:1, b:1"),
+        (config({"worker": TWO}, "chief"), "task.type to be worker, received 'chief'"),
+        (config({"worker": TWO}, index=2), "task.index to be 0 to 1.*received 2"),
+        (config({"worker": TWO}, index="0"), "received '0'; for two boxes it is, on the first, {"),
+        (json.dumps({"cluster": {"worker": TWO}}), "task.type to be worker, received None"),
+    ],
+)
+def test_a_wrong_description_of_the_cluster_is_refused_at_once(alone, text, message):
+    assert re.search(message, alone(text))
+
+
+def test_clusters():
+    assert workers.cluster_from({}) is None
+    assert workers.cluster_from({"TF_CONFIG": "{}"}) is None
+    assert workers.cluster_from({"TF_CONFIG": config({"worker": ["one:1"]})}) is None
+    second = workers.cluster_from({"TF_CONFIG": config({"worker": TWO}, index=1)})
+    assert (second.addresses, second.index) == (tuple(TWO), 1)
+    assert second.task(1) == "worker 1"
+    text = config({"chief": ["[::1]:1"], "worker": TWO}, index=1)
+    third = workers.cluster_from({"TF_CONFIG": text})
+    assert (third.addresses, third.index) == (("[::1]:1", *TWO), 2)
+    assert [third.task(index) for index in range(3)] == ["chief 0", "worker 0", "worker 1"]
+
+
+def test_params_that_several_workers_cannot_follow_are_refused_together(alone):
+    content = params.read(Path("params.yaml"))
+    content["runtime"].update(devices=2, precision="mixed_float16")
+    content["fine_tune"].update(seconds_budget=9.0, batch_norm_statistics="updated")
+    Path("params.yaml").write_text(json.dumps(content))
+    message = alone(config({"worker": TWO}))
+    for expected in (
+        "runtime.devices: expected auto with several workers (TF_CONFIG), received 2",
+        "runtime.precision: expected float32 or mixed_bfloat16",
+        "fine_tune.seconds_budget: expected null",
+        "fine_tune.batch_norm_statistics: expected frozen",
+    ):
+        assert expected in message
+
+
+@pytest.mark.parametrize(("count", "replicas"), [(8, 2), (5, 2), (7, 4), (1, 3), (2, 3)])
+def test_parts_hold_each_image_once_and_their_losses_add_up(count, replicas):
+    images, labels = np.arange(1.0, count + 1), np.eye(count, dtype="float32")
+    weights = np.linspace(0.5, 2, count).astype("float32")
+    whole = (weights * images).mean()
+    shares = [workers.share((images, labels, weights), n, replicas) for n in range(replicas)]
+    # As Keras does: the mean of each part, by the number of parts.
+    losses = [(part[2] * part[0]).numpy().mean() / replicas for part in shares]
+    assert sum(losses) == pytest.approx(whole, rel=1e-6)
+    kept = [np.asarray(part[0])[part[3].numpy() == 1] for part in shares]
+    assert np.concatenate(kept).tolist() == images.tolist()
+    sizes = [len(part[0]) for part in shares]
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 1
+    unweighted = [workers.share((images, labels), n, replicas) for n in range(replicas)]
+    losses = [(part[2] * part[0]).numpy().mean() / replicas for part in unweighted]
+    assert sum(losses) == pytest.approx(images.mean(), rel=1e-6)
+
+
+def test_workers_that_do_not_fit_together_are_named():
+    cluster = workers.Cluster(tuple(TWO), 0)
+    assert workers.last_common_epoch(cluster, [(7, 3), (7, 2)]) == 2
+    with pytest.raises(UserError, match="worker 1 at two:2222 has other params, data"):
+        workers.last_common_epoch(cluster, [(7, 3), (8, 3)])
+    with pytest.raises(UserError, match=r"worker 1 at two:2222 keeps epoch 0 of this run and .*3"):
+        workers.last_common_epoch(cluster, [(7, 3), (7, 0)])
+
+
+def test_who_is_gone_follows_from_the_port_or_from_the_message():
+    dead, _ = free_addresses(2)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        alive = f"127.0.0.1:{listening.getsockname()[1]}"
+        cluster = workers.Cluster(("me:1", dead, alive), 0)
+        assert workers.gone_workers(cluster, "") == [1]
+        assert "did not come within" in workers.missing_workers(cluster)
+        cluster = workers.Cluster(("me:1", alive), 0)
+        message = "on /job:worker/replica:0/task:0: no heartbeat of /job:worker/replica:0/task:1"
+        assert workers.gone_workers(cluster, message) == [1]
+        assert workers.gone_workers(cluster, "something else") == []

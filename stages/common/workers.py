@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.common.paths import BACKUP
 from stages.common.run import UserError
 
 EXAMPLE = (
@@ -208,8 +209,8 @@ class Team:
         return self.cluster.index == 0
 
     def backup_name(self, stage: str) -> str:
-        """The backup's own name of each worker: on a shared disk they would meet."""
-        return stage if self.is_chief else f"{stage}-worker-{self.cluster.index}"
+        """See `backup_name`."""
+        return backup_name(stage, self.cluster.index)
 
     def loop(self, fingerprint: str, images: int, validation_images: int) -> "Loop":
         """What trains in place of Keras' own `fit`.
@@ -234,23 +235,8 @@ class Team:
         latest = max(epochs, default=0)
         # 60 bits: what a signed number of 64 holds.
         numbers = self._of_all([int(fingerprint[:15], 16), latest])
-        for index, (other, _) in enumerate(numbers):
-            if other != numbers[0][0]:
-                raise UserError(
-                    f"{self.cluster.name(index)} has other params, data, code or inputs than "
-                    f"{self.cluster.name(0)}; bring all to one commit and one `dvc pull`"
-                )
-        kept = [epoch for _, epoch in numbers]
-        # All end an epoch together, so that a kill leaves them one apart at most.
-        if max(kept) - min(kept) > 1:
-            behind, ahead = kept.index(min(kept)), kept.index(max(kept))
-            raise UserError(
-                f"{self.cluster.name(behind)} keeps epoch {min(kept)} and "
-                f"{self.cluster.name(ahead)} keeps epoch {max(kept)} of this run; copy the backup "
-                "from there, or remove .backup on all workers to begin anew"
-            )
-        self.finished_epoch = min(kept)
-        return min(kept)
+        self.finished_epoch = last_common_epoch(self.cluster, numbers)
+        return self.finished_epoch
 
     def _of_all(self, numbers: Sequence[int]) -> list[list[int]]:
         """The numbers of every worker, by its index."""
@@ -292,9 +278,9 @@ class Team:
     @contextlib.contextmanager
     def scope(self):
         """TensorFlow's scope of the strategy, left by a UserError where another worker is gone."""
-        with _gone_workers_explained(self.cluster, lambda: self.finished_epoch):
-            with self.strategy.scope():
-                yield
+        explained = _gone_workers_explained(self.cluster, lambda: self.finished_epoch)
+        with explained, self.strategy.scope():
+            yield
 
 
 @contextlib.contextmanager
@@ -368,6 +354,42 @@ class Loop:
         calls.on_train_end()
         # The backups go next: not before all have the last epoch.
         team.meet()
+
+
+def backup_name(stage: str, index: int) -> str:
+    """The name of one worker's backups: on a shared disk they would meet under one."""
+    return f"{stage}-worker-{index}" if index else stage
+
+
+def last_common_epoch(cluster: Cluster, reports: Sequence[Sequence[int]]) -> int:
+    """The last epoch that all workers have kept; 0: none.
+
+    Args:
+        cluster: for names.
+        reports: of each worker a number that follows from what it trains, and its last epoch.
+
+    Raises:
+        UserError: see Team.agreed_epoch.
+    """
+    for index, (number, _) in enumerate(reports):
+        if number != reports[0][0]:
+            raise UserError(
+                f"{cluster.name(index)} has other params, data, models/head.keras or code than "
+                f"{cluster.name(0)}; bring both to one commit, and copy data/images and "
+                "models/head.keras from one to the other"
+            )
+    kept = [epoch for _, epoch in reports]
+    # All end an epoch together, so that a kill leaves them one apart at most.
+    if max(kept) - min(kept) > 1:
+        behind, ahead = kept.index(min(kept)), kept.index(max(kept))
+        raise UserError(
+            f"{cluster.name(behind)} keeps epoch {min(kept)} of this run and "
+            f"{cluster.name(ahead)} epoch {max(kept)}; copy what is in "
+            f"{BACKUP / backup_name('fine_tune', ahead)} there to "
+            f"{BACKUP / backup_name('fine_tune', behind)} here, or remove {BACKUP} on all workers "
+            "to begin anew"
+        )
+    return min(kept)
 
 
 def gone_workers(cluster: Cluster, message: str) -> list[int]:
