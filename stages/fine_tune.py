@@ -5,8 +5,11 @@ Reads:  data/images/{train,valid}/ — RGB uint8; models/head.keras; data/splits
 Writes: models/fine_tuned.keras — images to calibrated probabilities.
         plots/fine_tune/history.csv — one row an epoch: loss and accuracy of both splits.
         plots/fine_tune/layers.csv — every layer: shape, parameters, trainable in which phase.
+
+Where TF_CONFIG names several boxes they train together, and the first one alone writes.
 """
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
@@ -24,6 +27,7 @@ from stages.common import (
     shards,
     training,
     weights,
+    workers,
 )
 from stages.common.run import UserError, run, start_tensorflow
 
@@ -219,14 +223,17 @@ def fine_tune(
     seed: int,
     index: shards.Index,
     image_weights,
+    team: workers.Team | None = None,
 ) -> None:
-    """From models/head.keras to models/fine_tuned.keras."""
+    """From models/head.keras to models/fine_tuned.keras, on this box alone or in a team."""
     model = models.load(paths.HEAD)
     image_size = model.get_layer("resize").height
     trained_before = layer_table.trainable_in_head_phase(model)
     unfreeze(model, parameters.unfreeze, parameters.batch_norm_trainable)
     table = layer_table.rows(model, trained_before)
-    layer_table.write(paths.PLOTS / "fine_tune" / "layers.csv", table)
+    writes = team is None or team.is_chief
+    if writes:
+        layer_table.write(paths.PLOTS / "fine_tune" / "layers.csv", table)
     print(layer_table.totals(table), flush=True)
     runtime.set_precision(model.get_layer("backbone"), settings.precision)
     # Squares keep their size, all else comes as squares: quarter turns need them.
@@ -254,7 +261,10 @@ def fine_tune(
         rate_factors=rate_factors_by_epoch(
             trained.trainable_variables, model.get_layer("backbone"), parameters
         ),
+        team=team,
     )
+    if not writes:
+        return
     runtime.set_precision(model.get_layer("backbone"), "float32")  # as all models are saved
     fine_tuned = models.with_temperature(model, temperature)
     models.save(fine_tuned, paths.FINE_TUNED, index.class_names)
@@ -265,11 +275,19 @@ def main() -> None:
     parameters = params.load("fine_tune", FineTuneParams)
     settings = params.load("runtime", runtime.RuntimeParams)
     seed = params.load_seed()
+    cluster = workers.cluster_from(os.environ)
+    if cluster is not None:
+        workers.check_params(parameters, settings)
     index = shards.read_index(paths.IMAGES / "train")
     image_weights = weights.load(parameters, "fine_tune", index.class_names, index.class_counts)
     start_tensorflow(seed, settings.deterministic)
-    with runtime.strategy(settings.devices, parameters.batch_size).scope():
-        fine_tune(parameters, settings, seed, index, image_weights)
+    if cluster is None:
+        with runtime.strategy(settings.devices, parameters.batch_size).scope():
+            fine_tune(parameters, settings, seed, index, image_weights)
+        return
+    team = workers.Team(cluster, parameters.batch_size)
+    with team.scope():
+        fine_tune(parameters, settings, seed, index, image_weights, team)
 
 
 if __name__ == "__main__":

@@ -193,12 +193,15 @@ def training_model(
             self.pool = pool
             self.head = model.get_layer("head")
 
-        def train_step(self, data):
-            images, labels, image_weights = keras.utils.unpack_x_y_sample_weight(data)
+        def augmented(self, images, labels, image_weights):
+            """A batch as the network sees it in training."""
             images = self.augmentation(images, training=True)
             if self.mixture is not None:
                 images, labels, image_weights = _mixed(self.mixture, images, labels, image_weights)
-            return super().train_step((images, labels, image_weights))
+            return images, labels, image_weights
+
+        def train_step(self, data):
+            return super().train_step(self.augmented(*keras.utils.unpack_x_y_sample_weight(data)))
 
         def call(self, images, training=False):
             # As the classifier's input does: a resize of bytes would round to bytes.

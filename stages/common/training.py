@@ -1,6 +1,7 @@
 """What the two training stages share: optimizer, schedule, loss, history, backups, temperature."""
 
 import csv
+import functools
 import hashlib
 import math
 import os
@@ -131,6 +132,8 @@ def compile_model(
     kind = kinds[parameters.optimizer]
     if rate_factors is not None:
         kind = _with_rate_factors(kind, rate_factors)
+    if parameters.clip_norm is not None:
+        kind = _with_clipping_of_the_sum(kind)
     optimizer = kind(
         learning_rate(parameters, steps_per_epoch),
         **momentum,
@@ -185,6 +188,25 @@ def _with_rate_factors(kind, rate_factors: Callable[[int], Sequence[float]]):
             super().update_step(gradient, variable, rate)
 
     return OptimizerWithRateFactors
+
+
+def _with_clipping_of_the_sum(kind):
+    """An optimizer class that clips the gradients of the whole batch when devices share it.
+
+    Keras clips those of each device by themselves, before it adds them up.
+    """
+    import tensorflow as tf
+
+    class OptimizerThatClipsTheSum(kind):
+        def _clip_gradients(self, gradients):
+            context = tf.distribute.get_replica_context()
+            if context is None or context.num_replicas_in_sync == 1:
+                return super()._clip_gradients(gradients)
+            summed = super()._clip_gradients(context.all_reduce("SUM", list(gradients)))
+            # Keras adds up what this gives.
+            return [gradient / context.num_replicas_in_sync for gradient in summed]
+
+    return OptimizerThatClipsTheSum
 
 
 def _inner_optimizer(model):
@@ -262,6 +284,7 @@ def train(
     image_size: int | None = None,
     rate_factors: Callable[[int], Sequence[float]] | None = None,
     prepare=lambda batches, first_batch: batches,
+    team=None,
 ) -> float:
     """Trains a model that gives logits, writes its learning curve and fits its temperature.
 
@@ -278,6 +301,8 @@ def train(
         rate_factors: see `compile_model`.
         prepare: from a dataset of (arrays, labels, ids) batches and the number of its first one,
             counted over all epochs, to the dataset that the model takes.
+        team: a workers.Team, where several boxes train together; the learning curve is then written
+            by the first. None: this box alone.
 
     Returns:
         The temperature.
@@ -301,18 +326,18 @@ def train(
 
     batches = shards.batches(data / "valid", parameters.batch_size, image_size=image_size)
     validation = prepare(batches, 0)
+    name = fingerprint(parameters, seed, index.sha256, validation_index.sha256, *inputs)
     history = fit(
         model,
         parameters,
         make_training_batches=make_training_batches,
         validation_batches=with_one_hot(validation, classes),
         images_per_epoch=index.count,
-        backup=backup_folder(
-            stage,
-            fingerprint(parameters, seed, index.sha256, validation_index.sha256, *inputs),
-        ),
+        backup=backup_folder(stage if team is None else team.backup_name(stage), name),
+        loop=None if team is None else team.loop(name, index.count, validation_index.count),
     )
-    write_history(paths.PLOTS / stage / "history.csv", history)
+    if team is None or team.is_chief:
+        write_history(paths.PLOTS / stage / "history.csv", history)
     logits, labels, _ = predict(model, validation, validation_index.count, "calibrate")
     temperature = fit_temperature(logits, labels)
     print(f"temperature {temperature:.3f}")
@@ -327,6 +352,7 @@ def fit(
     validation_batches,
     images_per_epoch: int,
     backup: Path,
+    loop=None,
 ) -> list[dict[str, float]]:
     """Trains to the last epoch, from the last one that was backed up.
 
@@ -339,12 +365,15 @@ def fit(
         validation_batches: the validation split.
         images_per_epoch: for the number of steps and the rate that is shown.
         backup: this configuration's folder, see `backup_folder`; removed at the end.
+        loop: a workers.Loop, in place of Keras' own `fit`; None: that.
 
     Returns:
         One row an epoch, those before an interruption included: epoch (from 1), learning_rate,
         loss, accuracy, val_loss, val_accuracy.
     """
     backup.mkdir(parents=True, exist_ok=True)
+    if loop is not None:
+        _forget_epochs_after(backup, loop.agreed_epoch(_kept_epochs(backup)))
     first_epoch, latest = _latest_backup(backup)
     history = _History(backup / "history.csv", first_epoch)
     best = _BestWeights(backup, parameters, history)
@@ -354,7 +383,7 @@ def fit(
     if first_epoch:
         print(f"resumed after epoch {first_epoch} of {parameters.epochs}", flush=True)
     if first_epoch < parameters.epochs and not best.exhausted and not budget.spent:
-        model.fit(
+        (model.fit if loop is None else functools.partial(loop.fit, model))(
             make_training_batches(first_epoch),
             epochs=parameters.epochs,
             steps_per_epoch=steps_per_epoch,
@@ -362,14 +391,15 @@ def fit(
             # In this order: what resumes reads the history and the best weights that were
             # complete when the backup was made.
             callbacks=[
-                _epoch_seeds_callback(),
+                _epoch_seeds_callback(*(() if loop is None else loop.place)),
                 _begin_epoch_callback(model),
                 *averages[:1],
                 history.callback(images_per_epoch, parameters.epochs),
                 best.callback(),
                 *averages[1:],
                 *budget.callbacks(steps_per_epoch),
-                _backup_callback(backup),
+                # One worker may be killed before its backup of an epoch, another after.
+                _backup_callback(backup, kept=1 if loop is None else 2),
             ],
             shuffle=False,  # the batches come shuffled
             verbose=0,
@@ -383,14 +413,28 @@ def fit(
     return history.rows
 
 
+def _kept_epochs(backup: Path) -> dict[int, Path]:
+    """The numbers of epochs that complete backups hold, in order, and their folders."""
+    found = sorted(backup.glob("epoch-*"))
+    return {int(folder.name.removeprefix("epoch-")): folder for folder in found}
+
+
 def _latest_backup(backup: Path) -> tuple[int, Path | None]:
     """The number of epochs that the newest complete backup holds, and its folder."""
-    found = sorted(backup.glob("epoch-*"))
-    return (int(found[-1].name.removeprefix("epoch-")), found[-1]) if found else (0, None)
+    kept = _kept_epochs(backup)
+    return max(kept.items()) if kept else (0, None)
 
 
-def _backup_callback(backup: Path):
+def _forget_epochs_after(backup: Path, epoch: int) -> None:
+    for number, folder in _kept_epochs(backup).items():
+        if number > epoch:
+            shutil.rmtree(folder)
+
+
+def _backup_callback(backup: Path, kept: int = 1):
     """Keras' BackupAndRestore, each backup in a folder that appears whole or not at all.
+
+    As many of the newest ones are `kept`.
 
     Keras writes weights and epoch number in place: a kill between or within the two would leave a
     file that can't be read, or new weights under the old number.
@@ -405,20 +449,20 @@ def _backup_callback(backup: Path):
             self._weights_path = str(writing / "latest.weights.h5")
             self._training_metadata_path = str(writing / "training_metadata.json")
             super()._save_model()
-            older = list(backup.glob("epoch-*"))
             writing.rename(backup / f"epoch-{self._current_epoch:06}")
-            for folder in older:
+            for folder in list(_kept_epochs(backup).values())[:-kept]:
                 shutil.rmtree(folder)
 
     _, folder = _latest_backup(backup)
     return WholeBackup(str(folder or backup / "none"), delete_checkpoint=False)
 
 
-def _epoch_seeds_callback():
+def _epoch_seeds_callback(worker: int = 0, workers: int = 1):
     """Makes the randomness of an epoch (dropout, augmentation) follow from seed and epoch alone.
 
     Keras saves no state of its seed generators, so that a resumed run would draw the first epoch's
-    numbers again. Their state is (seed, counter); an epoch draws far fewer than 2²⁰ times.
+    numbers again. Their state is (seed, counter); an epoch draws far fewer than 2²⁰ times. Each of
+    several workers has numbers of its own.
     """
     import keras
 
@@ -427,7 +471,7 @@ def _epoch_seeds_callback():
             for variable in self.model.non_trainable_variables:
                 if variable.path.endswith("seed_generator_state"):
                     seed = int(variable.numpy()[0])
-                    variable.assign([seed, (epoch << 20) % 2**32])
+                    variable.assign([seed, (epoch * workers + worker << 20) % 2**32])
 
     return EpochSeeds()
 

@@ -1,0 +1,535 @@
+"""Training on several boxes: the cluster that TF_CONFIG names, the loop, and what ends it.
+
+Every box runs the same command with the same params and data. TensorFlow's
+MultiWorkerMirroredStrategy adds up the gradients of all; Keras' own `fit` fails there
+(keras#20585), its train step and optimizers do not, so that the loop alone is ours. It calls the
+callbacks that Keras would call.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.common.paths import BACKUP
+from stages.common.run import UserError
+
+EXAMPLE = (
+    '{"cluster": {"worker": ["first-box:2222", "second-box:2222"]}, '
+    '"task": {"type": "worker", "index": 0}}'
+)
+# Others may still be at an earlier stage, or copy their data; nobody waits for a box for ever.
+START_SECONDS = 600
+# TensorFlow's own heartbeat ends a collective operation after ten seconds; this is for naming.
+PROBE_SECONDS = 5
+MOST_PORTS = 65535
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The boxes that train together, and which of them this process is."""
+
+    addresses: tuple[str, ...]  # host:port; the first is the chief
+    index: int
+    has_chief_job: bool = False  # TF_CONFIG calls the first 'chief', not 'worker'
+
+    def task(self, index: int) -> str:
+        """A worker as TensorFlow's messages call it."""
+        if not self.has_chief_job:
+            return f"worker {index}"
+        return "chief 0" if index == 0 else f"worker {index - 1}"
+
+    def name(self, index: int) -> str:
+        """A worker as messages call it."""
+        return f"worker {index} at {self.addresses[index]}"
+
+
+def cluster_from(environment: Mapping[str, str]) -> Cluster | None:
+    """The cluster that TF_CONFIG describes; None without one, and for a cluster of one.
+
+    Raises:
+        UserError: TF_CONFIG is no JSON, or no cluster of workers with a task among them.
+    """
+    text = environment.get("TF_CONFIG", "")
+    if not text.strip():
+        return None
+    try:
+        described = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _mistake(f"JSON, received {text!r}: {error}") from None
+    if not isinstance(described, dict) or not isinstance(described.get("cluster", {}), dict):
+        raise _mistake(f"an object with cluster and task, received {text!r}")
+    cluster = described.get("cluster", {})
+    if not cluster:
+        return None
+    unknown = sorted(set(cluster) - {"chief", "worker"})
+    if unknown:
+        raise _mistake(f"cluster to hold worker, and chief at most, received {', '.join(unknown)}")
+    jobs = {job: cluster.get(job, []) for job in ("chief", "worker")}
+    for job, addresses in jobs.items():
+        _check_addresses(job, addresses)
+    everyone = (*jobs["chief"], *jobs["worker"])
+    if len(set(everyone)) < len(everyone):
+        raise _mistake(f"every address once, received {', '.join(everyone)}")
+    if len(jobs["chief"]) > 1:
+        raise _mistake(f"one chief at most, received {', '.join(jobs['chief'])}")
+    index = _position(described.get("task"), jobs)
+    return Cluster(everyone, index, bool(jobs["chief"])) if len(everyone) > 1 else None
+
+
+def _mistake(expected: str) -> UserError:
+    return UserError(
+        f"TF_CONFIG: expected {expected}; for two boxes it is, on the first, {EXAMPLE}; unset it "
+        "to train on this box alone"
+    )
+
+
+def _check_addresses(job: str, addresses) -> None:
+    if not isinstance(addresses, list):
+        raise _mistake(f"cluster.{job} to be a list of host:port, received {addresses!r}")
+    for address in addresses:
+        host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+        if not host or not port.isdecimal() or not 1 <= int(port) <= MOST_PORTS:
+            raise _mistake(f"cluster.{job} to be a list of host:port, received {address!r}")
+
+
+def _position(task, jobs: Mapping[str, Sequence[str]]) -> int:
+    """Where the task stands among all workers, the chief first."""
+    kind, index = (task.get("type"), task.get("index")) if isinstance(task, dict) else (None, None)
+    allowed = [job for job, addresses in jobs.items() if addresses]
+    if kind not in allowed:
+        raise _mistake(f"task.type to be {' or '.join(allowed) or 'worker'}, received {kind!r}")
+    # A bool is an int to Python.
+    if type(index) is not int or not 0 <= index < len(jobs[kind]):
+        raise _mistake(
+            f"task.index to be 0 to {len(jobs[kind]) - 1}, the tasks of {kind}, received {index!r}"
+        )
+    return index + (len(jobs["chief"]) if kind == "worker" else 0)
+
+
+def check_params(parameters, settings) -> None:
+    """UserError where params ask for what several workers can't do.
+
+    Args:
+        parameters: section fine_tune.
+        settings: section runtime.
+    """
+    refused = {
+        "runtime.devices": (
+            settings.devices,
+            settings.devices != "auto",
+            "auto",
+            "each takes all GPUs that it sees; hide others from it by CUDA_VISIBLE_DEVICES",
+        ),
+        "runtime.precision": (
+            settings.precision,
+            settings.precision == "mixed_float16",
+            "float32 or mixed_bfloat16",
+            "each would scale the loss by its own gradients",
+        ),
+        "fine_tune.seconds_budget": (
+            parameters.seconds_budget,
+            parameters.seconds_budget is not None,
+            "null",
+            "each would stop by its own clock; set epochs",
+        ),
+        "fine_tune.batch_norm_statistics": (
+            parameters.batch_norm_statistics,
+            parameters.batch_norm_statistics == "updated",
+            "frozen",
+            "each would move the statistics by its own images",
+        ),
+    }
+    mistakes = [
+        f"params.yaml, {key}: expected {allowed} with several workers (TF_CONFIG), received "
+        f"{value!r}: {reason}"
+        for key, (value, is_wrong, allowed, reason) in refused.items()
+        if is_wrong
+    ]
+    if mistakes:
+        raise UserError("\n       ".join(mistakes))
+
+
+class Team:
+    """This worker among the others, from the start of TensorFlow's strategy on."""
+
+    def __init__(self, cluster: Cluster, batch_size: int):
+        """Waits for all workers.
+
+        Args:
+            cluster: from `cluster_from`.
+            batch_size: of all workers together.
+
+        Raises:
+            UserError: the batch can't be parted equally. Where a worker does not come the process
+                ends with that sentence, since TensorFlow would wait for ever.
+        """
+        import tensorflow as tf
+
+        self.cluster, self.batch_size = cluster, batch_size
+        self.finished_epoch = 0  # as far as this worker knows
+        print(
+            f"{cluster.name(cluster.index)} waits for {len(cluster.addresses) - 1} more", flush=True
+        )
+        with (
+            _deadline(START_SECONDS, lambda: missing_workers(cluster)),
+            _gone_workers_explained(cluster, lambda: 0),
+        ):
+            self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        # TensorFlow takes SIGTERM for a preemption that something else will handle.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        replicas = self.strategy.num_replicas_in_sync
+        if batch_size % replicas:
+            raise UserError(
+                f"params.yaml, fine_tune.batch_size: expected a multiple of {replicas}, the "
+                f"devices of all workers, received {batch_size}"
+            )
+        print(
+            f"{len(cluster.addresses)} workers, {replicas} devices, {batch_size // replicas} "
+            "images of each batch on each",
+            flush=True,
+        )
+
+    @property
+    def local_replicas(self) -> int:
+        """Devices of this worker."""
+        return self.strategy.num_replicas_in_sync // len(self.cluster.addresses)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this worker writes models and plots."""
+        return self.cluster.index == 0
+
+    def backup_name(self, stage: str) -> str:
+        """See `backup_name`."""
+        return backup_name(stage, self.cluster.index)
+
+    def loop(self, fingerprint: str, images: int, validation_images: int) -> "Loop":
+        """What trains in place of Keras' own `fit`.
+
+        Args:
+            fingerprint: of params, data and code, hexadecimal.
+            images: of the training split.
+            validation_images: of the validation split.
+        """
+        return Loop(self, fingerprint, images, validation_images)
+
+    def agreed_epoch(self, fingerprint: str, epochs: Collection[int]) -> int:
+        """The last epoch that all workers have kept; 0: none.
+
+        Args:
+            fingerprint: see `loop`.
+            epochs: whose backups this worker has.
+
+        Raises:
+            UserError: the workers do not train the same thing, or some have lost their backups.
+        """
+        latest = max(epochs, default=0)
+        # 60 bits: what a signed number of 64 holds.
+        numbers = self._of_all([int(fingerprint[:15], 16), latest])
+        self.finished_epoch = last_common_epoch(self.cluster, numbers)
+        return self.finished_epoch
+
+    def _of_all(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The numbers of every worker, by its index."""
+        mine = np.zeros((len(self.cluster.addresses), len(numbers)), np.int64)
+        mine[self.cluster.index] = numbers
+
+        def of_replica(context):
+            first = context.replica_id_in_sync_group % self.local_replicas == 0
+            return mine if first else np.zeros_like(mine)
+
+        values = self.strategy.experimental_distribute_values_from_function(of_replica)
+        return self.strategy.reduce("SUM", values, axis=None).numpy().tolist()
+
+    def meet(self) -> None:
+        """Waits until all workers are here."""
+        self._of_all([0])
+
+    def own_part(self, dataset):
+        """This worker's part of each batch, as `share` gives it, for one device after the other.
+
+        Every worker reads all records in one order, so that the batches are those of one worker.
+
+        Args:
+            dataset: of whole batches (images, labels) or (images, labels, weights).
+        """
+        import tensorflow as tf
+
+        replicas, of_worker = self.strategy.num_replicas_in_sync, self.local_replicas
+        own = range(self.cluster.index * of_worker, (self.cluster.index + 1) * of_worker)
+
+        def parts(*batch):
+            return tf.data.Dataset.from_tensor_slices(list(own)).map(
+                lambda replica: share(batch, replica, replicas)
+            )
+
+        parted = dataset.flat_map(parts).prefetch(tf.data.AUTOTUNE)
+        return self.strategy.distribute_datasets_from_function(lambda _context: parted)
+
+    @contextlib.contextmanager
+    def scope(self):
+        """TensorFlow's scope of the strategy, left by a UserError where another worker is gone."""
+        explained = _gone_workers_explained(self.cluster, lambda: self.finished_epoch)
+        with explained, self.strategy.scope():
+            yield
+
+
+@contextlib.contextmanager
+def _gone_workers_explained(cluster: Cluster, finished_epoch: Callable[[], int]):
+    """Turns what TensorFlow raises where another worker is gone into one sentence."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.FailedPreconditionError,
+        tf.errors.InternalError,
+    ) as error:
+        gone = gone_workers(cluster, str(error))
+        if not gone:
+            raise
+        names = " and ".join(cluster.name(index) for index in gone)
+        epoch = finished_epoch()
+        kept = f"epoch {epoch} is kept here" if epoch else "no epoch was finished here"
+        raise UserError(
+            f"{names} {'do' if len(gone) > 1 else 'does'} not answer any more; {kept}; start "
+            "all workers again to go on from the last epoch that all keep"
+        ) from error
+
+
+class Loop:
+    """Does what Keras' `fit` does, on all workers together."""
+
+    def __init__(self, team: Team, fingerprint: str, images: int, validation_images: int):
+        self._team, self._fingerprint = team, fingerprint
+        self._images, self._validation_images = images, validation_images
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """This worker's number, and how many there are."""
+        return self._team.cluster.index, len(self._team.cluster.addresses)
+
+    def agreed_epoch(self, epochs: Collection[int]) -> int:
+        """See Team.agreed_epoch."""
+        return self._team.agreed_epoch(self._fingerprint, epochs)
+
+    def fit(self, model, batches, *, epochs, steps_per_epoch, validation_data, callbacks, **_keys):
+        """Trains from the agreed epoch on, with the arguments of Keras' `fit`."""
+        import keras
+
+        team = self._team
+        steps = _Steps(team, self._images, _training_step(model))
+        validation_steps = _Steps(team, self._validation_images, _validation_step(model))
+        parts, validation_parts = iter(team.own_part(batches)), team.own_part(validation_data)
+        calls = keras.callbacks.CallbackList(
+            callbacks, model=model, epochs=epochs, steps=steps_per_epoch
+        )
+        model.stop_training = False
+        calls.on_train_begin()
+        for epoch in range(team.finished_epoch, epochs):
+            calls.on_epoch_begin(epoch)
+            logs = steps.run(parts, calls.on_train_batch_begin, calls.on_train_batch_end)
+            calls.on_test_begin()
+            of_validation = validation_steps.run(iter(validation_parts))
+            calls.on_test_end()
+            logs.update({f"val_{name}": value for name, value in of_validation.items()})
+            calls.on_epoch_end(epoch, logs)
+            team.finished_epoch = epoch + 1
+            if model.stop_training:
+                break
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+        calls.on_train_end()
+        # The backups go next: not before all have the last epoch.
+        team.meet()
+
+
+def backup_name(stage: str, index: int) -> str:
+    """The name of one worker's backups: on a shared disk they would meet under one."""
+    return f"{stage}-worker-{index}" if index else stage
+
+
+def last_common_epoch(cluster: Cluster, reports: Sequence[Sequence[int]]) -> int:
+    """The last epoch that all workers have kept; 0: none.
+
+    Args:
+        cluster: for names.
+        reports: of each worker a number that follows from what it trains, and its last epoch.
+
+    Raises:
+        UserError: see Team.agreed_epoch.
+    """
+    for index, (number, _) in enumerate(reports):
+        if number != reports[0][0]:
+            raise UserError(
+                f"{cluster.name(index)} has other params, data, models/head.keras or code than "
+                f"{cluster.name(0)}; bring both to one commit, and copy data/images and "
+                "models/head.keras from one to the other"
+            )
+    kept = [epoch for _, epoch in reports]
+    # All end an epoch together, so that a kill leaves them one apart at most.
+    if max(kept) - min(kept) > 1:
+        behind, ahead = kept.index(min(kept)), kept.index(max(kept))
+        raise UserError(
+            f"{cluster.name(behind)} keeps epoch {min(kept)} of this run and "
+            f"{cluster.name(ahead)} epoch {max(kept)}; copy what is in "
+            f"{BACKUP / backup_name('fine_tune', ahead)} there to "
+            f"{BACKUP / backup_name('fine_tune', behind)} here, or remove {BACKUP} on all workers "
+            "to begin anew"
+        )
+    return min(kept)
+
+
+def gone_workers(cluster: Cluster, message: str) -> list[int]:
+    """Which other workers do not answer, or where all do, which an error of TensorFlow names."""
+    others = [index for index in range(len(cluster.addresses)) if index != cluster.index]
+    silent = [index for index in others if not _answers(cluster.addresses[index])]
+    if silent:
+        return silent
+    named = {f"{job} {number}" for job, number in re.findall(r"/job:(\w+)\S*?/task:(\d+)", message)}
+    return [index for index in others if cluster.task(index) in named]
+
+
+def share(batch: Sequence, replica: int, replicas: int) -> tuple:
+    """One device's part of a batch: (images, labels, weights, present).
+
+    Parts differ by one image at most. The weights (images,) float32 are such that the mean loss of
+    each part, divided by the number of parts as Keras does, adds up to the mean loss of the whole
+    batch. A part of a last batch that has fewer images than there are devices holds one image that
+    is not `present`, of weight 0.
+
+    Args:
+        batch: images (batch, …), labels (batch, classes) and, where images weigh, weights (batch,).
+        replica: which part, from 0.
+        replicas: of how many.
+    """
+    import tensorflow as tf
+
+    count = tf.shape(batch[0])[0]
+    begin, end = replica * count // replicas, (replica + 1) * count // replicas
+    present = tf.cast(end > begin, tf.float32)
+    begin = tf.minimum(begin, count - 1)
+    end = tf.maximum(end, begin + 1)
+    images, labels, *weights = (column[begin:end] for column in batch)
+    of_one = present * tf.cast((end - begin) * replicas, tf.float32) / tf.cast(count, tf.float32)
+    ones = tf.ones([end - begin])
+    weights = weights[0] if weights else ones
+    return images, labels, weights * of_one, ones * present
+
+
+class _Steps:
+    """An epoch of training or validation steps, and the means of what they measure."""
+
+    def __init__(self, team: Team, images: int, step):
+        import tensorflow as tf
+
+        self._images, self._batch_size = images, team.batch_size
+
+        def on_all_devices(part):
+            results = team.strategy.run(step, args=part)
+            # All replicas have the sum over all.
+            return [team.strategy.experimental_local_results(result)[0] for result in results]
+
+        self._step = tf.function(on_all_devices, reduce_retracing=True)
+
+    def run(self, batches, before=lambda step: None, after=lambda step, logs: None) -> dict:
+        """Goes through one epoch; mean loss and accuracy of all its images, floats."""
+        loss, correct, seen = 0.0, 0.0, 0
+        for step in range(-(-self._images // self._batch_size)):
+            before(step)
+            batch_loss, batch_correct = self._step(next(batches))
+            count = min(self._batch_size, self._images - seen)
+            loss, correct, seen = loss + batch_loss * count, correct + batch_correct, seen + count
+            after(step, {"loss": loss / seen, "accuracy": correct / seen})
+        return {"loss": float(loss) / seen, "accuracy": float(correct) / seen}
+
+
+def _training_step(model):
+    """A function of one device's part that takes a step and measures, as `_sums` does."""
+    import tensorflow as tf
+
+    def step(images, labels, weights, present):
+        images, labels, weights = model.augmented(images, labels, weights)
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            loss = model.compute_loss(images, labels, logits, weights, training=True)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        # Adds up the gradients of all devices.
+        model.optimizer.apply(gradients, model.trainable_variables)
+        return _sums(loss, labels, logits, present)
+
+    return step
+
+
+def _validation_step(model):
+    def step(images, labels, weights, present):
+        logits = model(images, training=False)
+        loss = model.compute_loss(images, labels, logits, weights, training=False)
+        return _sums(loss, labels, logits, present)
+
+    return step
+
+
+def _sums(loss, labels, logits, present):
+    """Sums over all devices: losses, and images of which the likeliest class is right."""
+    import keras
+    import tensorflow as tf
+
+    right = tf.reduce_sum(keras.metrics.categorical_accuracy(labels, logits) * present)
+    return tf.distribute.get_replica_context().all_reduce("SUM", [loss, right])
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, sentence: Callable[[], str]):
+    """Ends the process with a sentence where what is inside takes longer.
+
+    A call into TensorFlow can't be interrupted from Python.
+    """
+
+    def end():
+        print(f"error: {sentence()}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def missing_workers(cluster: Cluster) -> str:
+    """One sentence on the workers that did not come."""
+    missing = [
+        cluster.name(index)
+        for index, address in enumerate(cluster.addresses)
+        if index != cluster.index and not _answers(address)
+    ]
+    return (
+        f"{' and '.join(missing) or 'some worker'} did not come within {START_SECONDS:.0f} "
+        "seconds; start the same command on all boxes, each with its own index in TF_CONFIG, and "
+        "let them reach each other's ports"
+    )
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at host:port."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS):
+            return True
+    except OSError:
+        return False
