@@ -7,13 +7,12 @@ callbacks that Keras would call.
 """
 
 import contextlib
+import faulthandler
 import json
-import os
 import re
 import signal
 import socket
-import sys
-import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +27,8 @@ EXAMPLE = (
 )
 # Others may still be at an earlier stage, or copy their data; nobody waits for a box for ever.
 START_SECONDS = 600
+# From when all are there until TensorFlow has connected them.
+CONNECT_SECONDS = 120
 # TensorFlow's own heartbeat ends a collective operation after ten seconds; this is for naming.
 PROBE_SECONDS = 5
 MOST_PORTS = 65535
@@ -169,8 +170,7 @@ class Team:
             batch_size: of all workers together.
 
         Raises:
-            UserError: the batch can't be parted equally. Where a worker does not come the process
-                ends with that sentence, since TensorFlow would wait for ever.
+            UserError: a worker does not come, or the batch can't be parted equally.
         """
         import tensorflow as tf
 
@@ -179,11 +179,12 @@ class Team:
         print(
             f"{cluster.name(cluster.index)} waits for {len(cluster.addresses) - 1} more", flush=True
         )
-        with (
-            _deadline(START_SECONDS, lambda: missing_workers(cluster)),
-            _gone_workers_explained(cluster, lambda: 0),
-        ):
+        wait_for_all(cluster, START_SECONDS)
+        # One that is killed between here and there leaves TensorFlow waiting: then a traceback.
+        faulthandler.dump_traceback_later(CONNECT_SECONDS, exit=True)
+        with _gone_workers_explained(cluster, lambda: 0):
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        faulthandler.cancel_dump_traceback_later()
         # TensorFlow takes SIGTERM for a preemption that something else will handle.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         replicas = self.strategy.num_replicas_in_sync
@@ -491,38 +492,53 @@ def _sums(loss, labels, logits, present):
     return tf.distribute.get_replica_context().all_reduce("SUM", [loss, right])
 
 
-@contextlib.contextmanager
-def _deadline(seconds: float, sentence: Callable[[], str]):
-    """Ends the process with a sentence where what is inside takes longer.
+def wait_for_all(cluster: Cluster, seconds: float) -> None:
+    """Returns when every other worker has been seen at its address.
 
-    A call into TensorFlow can't be interrupted from Python.
+    TensorFlow waits without an end for a worker that does not come, and neither Ctrl-C nor a
+    thread of Python can stop it.
+
+    Raises:
+        UserError: some did not come within so many seconds, or this worker's port is taken.
     """
+    waiting = [index for index in range(len(cluster.addresses)) if index != cluster.index]
+    end = time.monotonic() + seconds
+    with _listening(cluster.addresses[cluster.index]) as listener:
+        while True:
+            _accept_all(listener)
+            waiting = [index for index in waiting if not _answers(cluster.addresses[index])]
+            if not waiting:
+                return
+            if time.monotonic() > end:
+                raise UserError(
+                    f"{' and '.join(cluster.name(index) for index in waiting)} did not come within "
+                    f"{seconds:.0f} seconds; start the same command on all boxes, each with its "
+                    "own index in TF_CONFIG, and let each reach the ports of all"
+                )
+            time.sleep(0.5)
 
-    def end():
-        print(f"error: {sentence()}", file=sys.stderr, flush=True)
-        os._exit(1)
 
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+def _listening(address: str) -> socket.socket:
+    """A socket on the port of this worker's address that does not block."""
+    port = int(address.rpartition(":")[2])
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        yield
-    finally:
-        timer.cancel()
+        listener = socket.create_server(("", port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        raise UserError(
+            f"TF_CONFIG: this worker cannot listen at {address} ({error.strerror}); is another "
+            "process there, or another worker of the same index?"
+        ) from None
+    listener.setblocking(False)
+    return listener
 
 
-def missing_workers(cluster: Cluster) -> str:
-    """One sentence on the workers that did not come."""
-    missing = [
-        cluster.name(index)
-        for index, address in enumerate(cluster.addresses)
-        if index != cluster.index and not _answers(address)
-    ]
-    return (
-        f"{' and '.join(missing) or 'some worker'} did not come within {START_SECONDS:.0f} "
-        "seconds; start the same command on all boxes, each with its own index in TF_CONFIG, and "
-        "let them reach each other's ports"
-    )
+def _accept_all(listener: socket.socket) -> None:
+    """Takes the connections that wait, so that none is turned away."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()
 
 
 def _answers(address: str) -> bool:
