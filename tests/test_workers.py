@@ -253,12 +253,20 @@ def test_a_killed_worker_ends_the_other_and_all_resume_to_equal_bytes(trained_by
 
 
 @pytest.mark.slow
-def test_a_killed_chief_ends_the_other_and_all_resume_to_equal_bytes(trained_by_two, boxes):
-    folders = boxes("killed-chief")
-    kill_one(folders, killed=0, before_backup=3)
-    assert [kept_epochs(folder) for folder in folders] == [[1, 2], [2, 3]]
-    finish(folders, after=2)
-    assert_equal_bytes(folders[0], trained_by_two[0])
+def test_a_killed_chief_ends_the_other_and_augmented_training_resumes_to_equal_bytes(tmp_path):
+    augment = params.read(ROOT / "params.yaml")["fine_tune"]["augment"]
+    augment.update(quarter_turns=True, crop_area=0.6, erasing=0.5, mixup=0.2)
+    make_project(tmp_path / "project", augment=augment)
+    folders = [tmp_path / name for name in ("whole-0", "whole-1", "killed-0", "killed-1")]
+    for folder in folders:
+        shutil.copytree(tmp_path / "project", folder)
+    whole, killed = folders[:2], folders[2:]
+    with Workers(whole) as both:
+        assert [both.wait(index) for index in range(2)] == [0, 0], both.log(0) + both.log(1)
+    kill_one(killed, killed=0, before_backup=3)
+    assert [kept_epochs(folder) for folder in killed] == [[1, 2], [2, 3]]
+    finish(killed, after=2)
+    assert_equal_bytes(killed[0], whole[0])
 
 
 @pytest.fixture

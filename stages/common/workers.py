@@ -176,9 +176,7 @@ class Team:
 
         self.cluster, self.batch_size = cluster, batch_size
         self.finished_epoch = 0  # as far as this worker knows
-        print(
-            f"{cluster.name(cluster.index)} waits for {len(cluster.addresses) - 1} more", flush=True
-        )
+        print(f"{cluster.name(cluster.index)} waits for {self.size - 1} more", flush=True)
         wait_for_all(cluster, START_SECONDS)
         # One that is killed between here and there leaves TensorFlow waiting: then a traceback.
         faulthandler.dump_traceback_later(CONNECT_SECONDS, exit=True)
@@ -194,15 +192,20 @@ class Team:
                 f"devices of all workers, received {batch_size}"
             )
         print(
-            f"{len(cluster.addresses)} workers, {replicas} devices, {batch_size // replicas} "
+            f"{self.size} workers, {replicas} devices, {batch_size // replicas} "
             "images of each batch on each",
             flush=True,
         )
 
     @property
+    def size(self) -> int:
+        """How many workers there are."""
+        return len(self.cluster.addresses)
+
+    @property
     def local_replicas(self) -> int:
         """Devices of this worker."""
-        return self.strategy.num_replicas_in_sync // len(self.cluster.addresses)
+        return self.strategy.num_replicas_in_sync // self.size
 
     @property
     def is_chief(self) -> bool:
@@ -241,7 +244,7 @@ class Team:
 
     def _of_all(self, numbers: Sequence[int]) -> list[list[int]]:
         """The numbers of every worker, by its index."""
-        mine = np.zeros((len(self.cluster.addresses), len(numbers)), np.int64)
+        mine = np.zeros((self.size, len(numbers)), np.int64)
         mine[self.cluster.index] = numbers
 
         def of_replica(context):
@@ -321,7 +324,7 @@ class Loop:
     @property
     def place(self) -> tuple[int, int]:
         """This worker's number, and how many there are."""
-        return self._team.cluster.index, len(self._team.cluster.addresses)
+        return self._team.cluster.index, self._team.size
 
     def agreed_epoch(self, epochs: Collection[int]) -> int:
         """See Team.agreed_epoch."""
