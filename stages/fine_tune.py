@@ -255,7 +255,8 @@ def fine_tune(
         parameters,
         data=paths.IMAGES,
         seed=seed,
-        inputs=[paths.HEAD, settings, *weights.files(parameters)],
+        # Random numbers differ from worker to worker, and so with how many there are.
+        inputs=[paths.HEAD, settings, *weights.files(parameters), 1 if team is None else team.size],
         image_weights=image_weights,
         image_size=image_size,
         rate_factors=rate_factors_by_epoch(

@@ -199,7 +199,7 @@ def test_both_end_with_equal_weights_and_the_first_alone_writes(trained_by_two):
         np.load(trained_by_two[0] / "weights.npz") as one,
         np.load(trained_by_two[1] / "weights.npz") as two,
     ):
-        assert len(one.files) == len(two.files) == 6
+        assert len(one.files) == len(two.files) == 8
         for name in one.files:
             np.testing.assert_array_equal(one[name], two[name])
     assert not list(trained_by_two[1].glob("models/fine_tuned.keras"))
@@ -232,18 +232,41 @@ def kill_one(folders: list[Path], killed: int, before_backup: int) -> None:
         assert "Traceback" not in both.log(left)
 
 
+def finish(folders: list[Path], after: int) -> None:
+    with Workers(folders) as both:
+        assert [both.wait(index) for index in range(2)] == [0, 0], both.log(0) + both.log(1)
+        assert all(f"resumed after epoch {after} of 3" in both.log(index) for index in range(2))
+
+
+def assert_equal_bytes(one: Path, two: Path) -> None:
+    for path in (paths.FINE_TUNED, paths.PLOTS / "fine_tune" / "history.csv"):
+        assert (one / path).read_bytes() == (two / path).read_bytes()
+
+
 def test_a_killed_worker_ends_the_other_and_all_resume_to_equal_bytes(trained_by_two, boxes):
     folders = boxes("killed")
     kill_one(folders, killed=1, before_backup=2)
+    # They go on after the first epoch, the last that both keep.
     assert [kept_epochs(folder) for folder in folders] == [[1, 2], [1]]
-    # They go on after the first epoch, the last that both keep, and this time the chief goes.
-    kill_one(folders, killed=0, before_backup=3)
-    assert [kept_epochs(folder) for folder in folders] == [[1, 2], [2, 3]]
-    with Workers(folders) as both:
+    finish(folders, after=1)
+    assert_equal_bytes(folders[0], trained_by_two[0])
+
+
+@pytest.mark.slow
+def test_a_killed_chief_ends_the_other_and_augmented_training_resumes_to_equal_bytes(tmp_path):
+    augment = params.read(ROOT / "params.yaml")["fine_tune"]["augment"]
+    augment.update(quarter_turns=True, crop_area=0.6, erasing=0.5, mixup=0.2)
+    make_project(tmp_path / "project", augment=augment)
+    folders = [tmp_path / name for name in ("whole-0", "whole-1", "killed-0", "killed-1")]
+    for folder in folders:
+        shutil.copytree(tmp_path / "project", folder)
+    whole, killed = folders[:2], folders[2:]
+    with Workers(whole) as both:
         assert [both.wait(index) for index in range(2)] == [0, 0], both.log(0) + both.log(1)
-        assert all("resumed after epoch 2 of 3" in both.log(index) for index in range(2))
-    for path in (paths.FINE_TUNED, paths.PLOTS / "fine_tune" / "history.csv"):
-        assert (folders[0] / path).read_bytes() == (trained_by_two[0] / path).read_bytes()
+    kill_one(killed, killed=0, before_backup=3)
+    assert [kept_epochs(folder) for folder in killed] == [[1, 2], [2, 3]]
+    finish(killed, after=2)
+    assert_equal_bytes(killed[0], whole[0])
 
 
 @pytest.fixture
@@ -352,8 +375,18 @@ def test_who_is_gone_follows_from_the_port_or_from_the_message():
         alive = f"127.0.0.1:{listening.getsockname()[1]}"
         cluster = workers.Cluster(("me:1", dead, alive), 0)
         assert workers.gone_workers(cluster, "") == [1]
-        assert "did not come within" in workers.missing_workers(cluster)
         cluster = workers.Cluster(("me:1", alive), 0)
         message = "on /job:worker/replica:0/task:0: no heartbeat of /job:worker/replica:0/task:1"
         assert workers.gone_workers(cluster, message) == [1]
         assert workers.gone_workers(cluster, "something else") == []
+
+
+def test_a_worker_that_does_not_come_is_named():
+    mine, other = free_addresses(2)
+    cluster = workers.Cluster((mine, other), 0)
+    with pytest.raises(UserError, match=f"worker 1 at {other} did not come within 0 seconds"):
+        workers.wait_for_all(cluster, 0)
+    with socket.create_server(("127.0.0.1", int(other.partition(":")[2]))):
+        workers.wait_for_all(cluster, 0)
+        with pytest.raises(UserError, match=f"cannot listen at {other} .Address already in use"):
+            workers.wait_for_all(workers.Cluster((mine, other), 1), 0)

@@ -7,13 +7,12 @@ callbacks that Keras would call.
 """
 
 import contextlib
+import faulthandler
 import json
-import os
 import re
 import signal
 import socket
-import sys
-import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +27,8 @@ EXAMPLE = (
 )
 # Others may still be at an earlier stage, or copy their data; nobody waits for a box for ever.
 START_SECONDS = 600
+# From when all are there until TensorFlow has connected them.
+CONNECT_SECONDS = 120
 # TensorFlow's own heartbeat ends a collective operation after ten seconds; this is for naming.
 PROBE_SECONDS = 5
 MOST_PORTS = 65535
@@ -169,21 +170,19 @@ class Team:
             batch_size: of all workers together.
 
         Raises:
-            UserError: the batch can't be parted equally. Where a worker does not come the process
-                ends with that sentence, since TensorFlow would wait for ever.
+            UserError: a worker does not come, or the batch can't be parted equally.
         """
         import tensorflow as tf
 
         self.cluster, self.batch_size = cluster, batch_size
         self.finished_epoch = 0  # as far as this worker knows
-        print(
-            f"{cluster.name(cluster.index)} waits for {len(cluster.addresses) - 1} more", flush=True
-        )
-        with (
-            _deadline(START_SECONDS, lambda: missing_workers(cluster)),
-            _gone_workers_explained(cluster, lambda: 0),
-        ):
+        print(f"{cluster.name(cluster.index)} waits for {self.size - 1} more", flush=True)
+        wait_for_all(cluster, START_SECONDS)
+        # One that is killed between here and there leaves TensorFlow waiting: then a traceback.
+        faulthandler.dump_traceback_later(CONNECT_SECONDS, exit=True)
+        with _gone_workers_explained(cluster, lambda: 0):
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        faulthandler.cancel_dump_traceback_later()
         # TensorFlow takes SIGTERM for a preemption that something else will handle.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         replicas = self.strategy.num_replicas_in_sync
@@ -193,15 +192,20 @@ class Team:
                 f"devices of all workers, received {batch_size}"
             )
         print(
-            f"{len(cluster.addresses)} workers, {replicas} devices, {batch_size // replicas} "
+            f"{self.size} workers, {replicas} devices, {batch_size // replicas} "
             "images of each batch on each",
             flush=True,
         )
 
     @property
+    def size(self) -> int:
+        """How many workers there are."""
+        return len(self.cluster.addresses)
+
+    @property
     def local_replicas(self) -> int:
         """Devices of this worker."""
-        return self.strategy.num_replicas_in_sync // len(self.cluster.addresses)
+        return self.strategy.num_replicas_in_sync // self.size
 
     @property
     def is_chief(self) -> bool:
@@ -240,7 +244,7 @@ class Team:
 
     def _of_all(self, numbers: Sequence[int]) -> list[list[int]]:
         """The numbers of every worker, by its index."""
-        mine = np.zeros((len(self.cluster.addresses), len(numbers)), np.int64)
+        mine = np.zeros((self.size, len(numbers)), np.int64)
         mine[self.cluster.index] = numbers
 
         def of_replica(context):
@@ -320,7 +324,7 @@ class Loop:
     @property
     def place(self) -> tuple[int, int]:
         """This worker's number, and how many there are."""
-        return self._team.cluster.index, len(self._team.cluster.addresses)
+        return self._team.cluster.index, self._team.size
 
     def agreed_epoch(self, epochs: Collection[int]) -> int:
         """See Team.agreed_epoch."""
@@ -491,38 +495,53 @@ def _sums(loss, labels, logits, present):
     return tf.distribute.get_replica_context().all_reduce("SUM", [loss, right])
 
 
-@contextlib.contextmanager
-def _deadline(seconds: float, sentence: Callable[[], str]):
-    """Ends the process with a sentence where what is inside takes longer.
+def wait_for_all(cluster: Cluster, seconds: float) -> None:
+    """Returns when every other worker has been seen at its address.
 
-    A call into TensorFlow can't be interrupted from Python.
+    TensorFlow waits without an end for a worker that does not come, and neither Ctrl-C nor a
+    thread of Python can stop it.
+
+    Raises:
+        UserError: some did not come within so many seconds, or this worker's port is taken.
     """
+    waiting = [index for index in range(len(cluster.addresses)) if index != cluster.index]
+    end = time.monotonic() + seconds
+    with _listening(cluster.addresses[cluster.index]) as listener:
+        while True:
+            _accept_all(listener)
+            waiting = [index for index in waiting if not _answers(cluster.addresses[index])]
+            if not waiting:
+                return
+            if time.monotonic() > end:
+                raise UserError(
+                    f"{' and '.join(cluster.name(index) for index in waiting)} did not come within "
+                    f"{seconds:.0f} seconds; start the same command on all boxes, each with its "
+                    "own index in TF_CONFIG, and let each reach the ports of all"
+                )
+            time.sleep(0.5)
 
-    def end():
-        print(f"error: {sentence()}", file=sys.stderr, flush=True)
-        os._exit(1)
 
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+def _listening(address: str) -> socket.socket:
+    """A socket on the port of this worker's address that does not block."""
+    port = int(address.rpartition(":")[2])
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        yield
-    finally:
-        timer.cancel()
+        listener = socket.create_server(("", port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        raise UserError(
+            f"TF_CONFIG: this worker cannot listen at {address} ({error.strerror}); is another "
+            "process there, or another worker of the same index?"
+        ) from None
+    listener.setblocking(False)
+    return listener
 
 
-def missing_workers(cluster: Cluster) -> str:
-    """One sentence on the workers that did not come."""
-    missing = [
-        cluster.name(index)
-        for index, address in enumerate(cluster.addresses)
-        if index != cluster.index and not _answers(address)
-    ]
-    return (
-        f"{' and '.join(missing) or 'some worker'} did not come within {START_SECONDS:.0f} "
-        "seconds; start the same command on all boxes, each with its own index in TF_CONFIG, and "
-        "let them reach each other's ports"
-    )
+def _accept_all(listener: socket.socket) -> None:
+    """Takes the connections that wait, so that none is turned away."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()
 
 
 def _answers(address: str) -> bool:
