@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from stages.common import image_augmentation, models
 from stages.common.image_augmentation import ImageAugmentationParams
@@ -85,6 +86,18 @@ def test_colours_stay_colours(images, changes):
     assert result.shape == images.shape
     assert result.min() >= 0
     assert result.max() <= 255
+
+
+def test_all_of_it_runs_in_a_graph_of_batches_of_any_size(images):
+    given = ImageAugmentationParams(
+        **{**OFF, "quarter_turns": True, "crop_area": 0.5, "shift": 0.1, "erasing": 0.5}
+    )
+    layer = image_augmentation.augmentation_layer(given, 0)
+    layer.build((None, SIDE, SIDE, 3))
+    signature = [tf.TensorSpec((None, SIDE, SIDE, 3))]
+    run = tf.function(lambda batch: layer(batch, training=True), input_signature=signature)
+    for count in (8, 5):
+        assert run(images[:count]).shape == (count, SIDE, SIDE, 3)
 
 
 def test_erasing_takes_as_many_images_as_its_probability_says(images):

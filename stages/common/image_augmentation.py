@@ -132,7 +132,9 @@ def _random_crop_layer(least_area: float, seed: int):
             top = uniform(0.0, 1.0) * (1.0 - heights)
             left = uniform(0.0, 1.0) * (1.0 - widths)
             boxes = ops.stack([top, left, top + heights, left + widths], axis=1)
-            return tf.image.crop_and_resize(images, boxes, tf.range(count), [height, width])
+            cropped = tf.image.crop_and_resize(images, boxes, tf.range(count), [height, width])
+            # Keras' RandomErasing wants sides that are known before the graph runs.
+            return tf.ensure_shape(cropped, images.shape)
 
     return RandomCropAndResize()
 

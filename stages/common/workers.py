@@ -446,7 +446,7 @@ class _Steps:
             # All replicas have the sum over all.
             return [team.strategy.experimental_local_results(result)[0] for result in results]
 
-        self._step = tf.function(on_all_devices, reduce_retracing=True)
+        self._step = tf.function(on_all_devices, reduce_retracing=True, autograph=False)
 
     def run(self, batches, before=lambda step: None, after=lambda step, logs: None) -> dict:
         """Goes through one epoch; mean loss and accuracy of all its images, floats."""
