@@ -20,16 +20,17 @@ pytestmark = pytest.mark.slow
 LITE0 = {"name": "efficientnet_lite0", "weights": "imagenet"}
 MOBILE = {"name": "mobilenet_v2", "weights": None}
 CHANGES = {
-    "package, dense": (LITE0, {"head": "dense"}),
     "package, cosine, grey": (LITE0, {"head": "cosine"}),
     "keras, linear": (MOBILE, {"head": "linear"}),
-    "keras, lbfgs": (MOBILE, {"head": "linear", "solver": "lbfgs"}),
     "paper, conv": ({"name": "lenet5", "weights": None}, {"head": "conv"}),
     "keras_hub, dense": (
         {"library": "keras_hub", "name": "preset", "weights": "preset"},
         {"head": "dense"},
     ),
-    "own weights, linear": ({"name": "tiny", "weights": "mine.keras"}, {"head": "linear"}),
+    "own weights, lbfgs": (
+        {"name": "tiny", "weights": "mine.keras"},
+        {"head": "linear", "solver": "lbfgs"},
+    ),
 }
 
 
