@@ -42,3 +42,22 @@ def test_seconds_are_sorted_by_stage_and_activity():
     }
     assert profile.rows(found)[0] == ["fine_tune", "running graphs", 3.0, 0.6]
     assert [row[0] for row in profile.rows(found)] == ["fine_tune"] * 4 + ["evaluate@head"]
+
+
+def test_the_table_has_a_line_for_each_stage_and_parts_that_add_up():
+    found = [
+        ["fetch", "loading libraries", 3.0, 0.75],
+        ["fetch", "the rest", 1.0, 0.25],
+        ["evaluate@head", "running graphs", 4.0, 1.0],
+    ]
+    page = profile.filled("before\n<!-- table: profile -->old<!-- end -->\nafter", found)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    assert lines[3:7] == [
+        ["stage", "of the whole", "loading libraries", "running graphs", "the rest"],
+        ["---"] * 5,
+        ["`fetch`", "50.0%", "75%", "", "25%"],
+        ["`evaluate@head`", "50.0%", "", "100%", ""],
+    ]
+    assert page.startswith("before")
+    assert page.endswith("after")
+    assert "old" not in page

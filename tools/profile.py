@@ -2,7 +2,7 @@
 
 Samples every stage that the command runs (by default `dvc repro --force`) twenty times a second, by
 py-spy (`make extra NAME=profile`), which slows nothing down, and sorts what the stage's main thread
-was at. Writes benchmarks/profile.csv and prints the same as a table.
+was at. Writes benchmarks/profile.csv and from it the table in benchmarks/profile.md.
 """
 
 import csv
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from stages.common.run import UserError, run
 
-RESULTS = Path("benchmarks/profile.csv")
+RESULTS, PAGE = Path("benchmarks/profile.csv"), Path("benchmarks/profile.md")
 RATE = 20  # samples a second
 STAGE = re.compile(r'"[^"]*-m stages\.(\w+)(?: (\w+))?"')
 # The first that fits counts. A pattern is searched for in the names of all functions and files that
@@ -77,6 +77,31 @@ def rows(found: dict[str, Counter]) -> list[list]:
     ]
 
 
+def table(found: list[list]) -> str:
+    """Markdown: a stage a line, its part of the whole, and the parts of the stage in percent."""
+    seconds: dict[str, dict[str, float]] = defaultdict(dict)
+    for stage, name, value, _ in found:
+        seconds[stage][name] = value
+    names = [name for name in (*ACTIVITIES, REST) if any(name in of for of in seconds.values())]
+    whole = sum(sum(of.values()) for of in seconds.values())
+    lines = [["stage", "of the whole", *names], ["---"] * (len(names) + 2)]
+    for stage, of in seconds.items():
+        total = sum(of.values())
+        parts = (f"{of[name] / total:.0%}" if name in of else "" for name in names)
+        lines.append([f"`{stage}`", f"{total / whole:.1%}", *parts])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def filled(page: str, found: list[list]) -> str:
+    """The page with its table made anew."""
+    return re.sub(
+        r"<!-- table: profile -->.*?<!-- end -->",
+        lambda _: f"<!-- table: profile -->\n\n{table(found)}\n\n<!-- end -->",
+        page,
+        flags=re.DOTALL,
+    )
+
+
 def main() -> None:
     """Runs the command under py-spy."""
     command = sys.argv[1:] or ["dvc", "repro", "--force"]
@@ -101,9 +126,10 @@ def main() -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["stage", "activity", "seconds", "share"])
         writer.writerows(found)
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
     for stage, name, seconds, share in found:
         print(f"{stage:<22} {name:<36} {seconds:>8.1f} s {share:>6.0%}")
-    print(f"written to {RESULTS}")
+    print(f"written to {RESULTS} and {PAGE}")
 
 
 if __name__ == "__main__":
