@@ -10,6 +10,15 @@ INSTALLED := $(VENV)/installed$(if $(GPU),-gpu)
 EXTRAS := $(filter-out gpu demo beam,$(patsubst requirements-%.in,%,$(wildcard requirements-*.in)))
 DEMO := $(VENV)-demo
 BEAM := $(VENV)-beam
+UV := uv==0.13.9
+# uv installs in a fraction of pip's time, and reads no pip.conf: where that names an index of your
+# own, INSTALLER=pip, or set uv's own variable for it.
+INSTALLER ?= uv
+PIP := python -m pip install --quiet --disable-pip-version-check
+define install
+$(1)/bin/$(PIP) $(if $(filter uv,$(INSTALLER)),$(UV),-r $(2))
+$(if $(filter uv,$(INSTALLER)),$(1)/bin/uv pip install --quiet --python $(1)/bin/python -r $(2))
+endef
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links
 # A file's tests stay together, since they share what was costly to make.
@@ -30,7 +39,7 @@ $(INSTALLED): $(REQUIREMENTS)
 		{ echo "error: Python 3.11 or newer is needed, $$($(PYTHON) --version) was found;" \
 		"name another by 'make PYTHON=python3.12 …'" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	$(call install,$(VENV),$(REQUIREMENTS))
 	touch $@
 
 extra: setup ## install optional packages: make extra NAME=export (keras-hub, profile, s3, search)
@@ -39,12 +48,12 @@ extra: setup ## install optional packages: make extra NAME=export (keras-hub, pr
 	$(MAKE) $(VENV)/extra-$(NAME)
 
 $(VENV)/extra-%: requirements-%.txt $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(call install,$(VENV),$<)
 	touch $@
 
 $(DEMO)/installed $(BEAM)/installed: $(VENV)-%/installed: requirements-%.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(call install,$(@D),$<)
 	touch $@
 
 repro: setup ## run the pipeline, then show the test metrics (GPU=1: on a GPU)
@@ -89,7 +98,7 @@ preset: setup ## write presets/NAME.yaml into params.yaml: make preset NAME=cifa
 
 lock: ## resolve requirements*.in anew
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/pip install --quiet uv
+	$(VENV)-lock/bin/$(PIP) $(UV)
 	$(COMPILE) requirements.in -o requirements.txt
 	$(COMPILE) requirements-gpu.in -o requirements-gpu.txt
 	$(COMPILE) requirements-demo.in -o requirements-demo.txt
