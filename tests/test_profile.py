@@ -8,8 +8,8 @@ GRAPH = (
 )
 
 
-def stack(command: str, frames: str, samples: int, parent: str = "") -> str:
-    return f'{parent}process 7:"python -m {command}";{frames} {samples}'
+def stack(command: str, frames: str, samples: int, parent: str = "", number: int = 7) -> str:
+    return f'{parent}process {number}:"python -m {command}";{frames} {samples}'
 
 
 def test_seconds_are_sorted_by_stage_and_activity():
@@ -19,11 +19,11 @@ def test_seconds_are_sorted_by_stage_and_activity():
     dvc = 'process 3:"dvc repro";'
     found = profile.seconds_by_stage(
         [
+            stack("stages.evaluate head", executed, 40, number=21),
             stack("stages.fine_tune", executed, 60, parent=dvc),
             stack("stages.fine_tune", traced, 20),
             stack("stages.fine_tune", imported, 10),
             stack("stages.fine_tune", f"{MAIN};unfreeze (stages/fine_tune.py:92)", 10),
-            stack("stages.evaluate head", executed, 40),
             # No stage, another thread, a process that the stage started.
             stack("dvc repro", executed, 1000),
             stack("stages.fine_tune", "Thread._bootstrap (threading.py:1002)", 1000),

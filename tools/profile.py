@@ -19,7 +19,7 @@ from stages.common.run import UserError, run
 
 RESULTS, PAGE = Path("benchmarks/profile.csv"), Path("benchmarks/profile.md")
 RATE = 20  # samples a second
-STAGE = re.compile(r'"[^"]*-m stages\.(\w+)(?: (\w+))?"')
+STAGE = re.compile(r'(\d+):"[^"]*-m stages\.(\w+)(?: (\w+))?"')
 # The first that fits counts. A pattern is searched for in the names of all functions and files that
 # were running, the innermost last, or where it ends in `$` in the innermost alone.
 ACTIVITIES = {
@@ -49,22 +49,22 @@ def activity(frames: str) -> str:
 
 
 def seconds_by_stage(lines: Iterable[str], rate: int = RATE) -> dict[str, Counter]:
-    """Seconds of each activity in the main thread of each stage.
+    """Seconds of each activity in the main thread of each stage, in the order of their processes.
 
     Args:
         lines: py-spy's raw format: `process N:"command";frame;…;frame samples`.
         rate: samples a second.
     """
-    found: dict[str, Counter] = defaultdict(Counter)
+    found: dict[tuple[int, str], Counter] = defaultdict(Counter)
     for line in lines:
         stack, _, samples = line.rstrip().rpartition(" ")
         processes, _, frames = stack.partition("_run_module_as_main")
         # The last process is the one that was running; those before it started it.
         stage = re.search(STAGE, processes.rsplit("process ", 1)[-1])
         if stage and frames:
-            name = "@".join(filter(None, stage.groups()))
-            found[name][activity(frames)] += int(samples) / rate
-    return dict(found)
+            number, *names = filter(None, stage.groups())
+            found[int(number), "@".join(names)][activity(frames)] += int(samples) / rate
+    return {name: found[number, name] for number, name in sorted(found)}
 
 
 def rows(found: dict[str, Counter]) -> list[list]:
