@@ -21,8 +21,9 @@ $(if $(filter uv,$(INSTALLER)),$(1)/bin/uv pip install --quiet --python $(1)/bin
 endef
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links
-# A file's tests stay together, since they share what was costly to make.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# A file's tests stay together, since they share what was costly to make; in the order of names, since
+# by default files of few tests, which are the longest, come last.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Stages are `python -m …`: this environment's python must be the first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
