@@ -21,8 +21,7 @@ LITE0 = {"name": "efficientnet_lite0", "weights": "imagenet"}
 MOBILE = {"name": "mobilenet_v2", "weights": None}
 CHANGES = {
     "package, cosine, grey": (LITE0, {"head": "cosine"}),
-    "keras, linear": (MOBILE, {"head": "linear"}),
-    "paper, conv": ({"name": "lenet5", "weights": None}, {"head": "conv"}),
+    "keras, conv": (MOBILE, {"head": "conv"}),
     "keras_hub, dense": (
         {"library": "keras_hub", "name": "preset", "weights": "preset"},
         {"head": "dense"},
