@@ -86,10 +86,13 @@ def test_a_dropped_image_gets_its_classes_and_a_heat_map(page, address, model_fi
     classifier = predict.Classifier(model_file)
     (row,) = classifier.probabilities(classifier.picture(file.read_bytes())[np.newaxis])
     upload(page, file)
-    # The first: another class may have as many percent.
-    percent = page.get_by_text(re.compile(rf"^{row.max():.0%}")).first
-    expect(percent).to_be_visible(timeout=30_000)
-    expect(page.get_by_text(NAMES[row.argmax()], exact=True).first).to_be_visible()
+    names, percents = page.locator("dl dt"), page.locator("dl dd")
+    expect(names).to_have_count(len(NAMES), timeout=30_000)
+    shown_percents = dict(zip(names.all_text_contents(), percents.all_text_contents(), strict=True))
+    assert shown_percents == {
+        name: f"{probability:.0%}" for name, probability in zip(NAMES, row, strict=True)
+    }
+    expect(page.get_by_test_id("label-output-value")).to_have_text(NAMES[row.argmax()])
     shown = page.locator("img[src*='/file=']")
     expect(shown).to_have_count(2, timeout=30_000)
     strangers = [url for url in page.asked if not url.startswith((address, "data:", "blob:"))]

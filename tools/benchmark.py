@@ -7,6 +7,7 @@ the machine that they were taken on.
 Writes: benchmarks/results.json — the same figures, with the machine and the versions.
 """
 
+import importlib.util
 import io
 import json
 import os
@@ -31,6 +32,7 @@ RESULTS = Path("benchmarks/results.json")
 ROUNDS = 7
 IMAGE_SIZE = 224  # pixels, the default of preprocess.image_size
 PACKAGES = ("tensorflow", "keras", "pillow", "numpy")
+OPTIONAL_PACKAGES = ("onnxruntime", "torch", "timm")  # theirs are further rows
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,11 @@ def main() -> None:
             rows = rates(decoding(encoded, IMAGE_SIZE, pool), count, ROUNDS)
             print("\n" + table(f"Decode and resize to {IMAGE_SIZE}: {title}", rows), flush=True)
             decoded[title] = [asdict(row) for row in rows]
-    versions = {name: metadata.version(name) for name in PACKAGES}
+    versions = {
+        name: metadata.version(name)
+        for name in (*PACKAGES, *OPTIONAL_PACKAGES)
+        if name in PACKAGES or importlib.util.find_spec(name)
+    }
     machine = {"cores": os.cpu_count(), "system": platform.platform(), **versions}
     RESULTS.parent.mkdir(exist_ok=True)
     results = {

@@ -29,6 +29,7 @@ from stages.common import (
 EPOCHS = 10  # of the tutorial's first phase
 BATCH = 32
 FINE_TUNED_IMAGES = 320
+PYTORCH_NETWORK = "tf_efficientnet_lite0"  # timm's name of the default backbone
 HEAD = {
     "optimizer": "adamw",
     "learning_rate": 1e-3,
@@ -150,7 +151,27 @@ def forward_pass() -> tuple[Cases, int]:
         cases["the same, engine onnx_runtime (extra)"] = ours(
             extract_features.onnx_feature_function
         )
+    if all(map(importlib.util.find_spec, ("timm", "torch"))):
+        cases["timm's, PyTorch"] = _pytorch_pass(images)
     return cases, count
+
+
+def _pytorch_pass(images: np.ndarray) -> Callable[[], None]:
+    """The same network in PyTorch (timm), from an array in memory; its weights are random."""
+    import timm
+    import torch
+
+    network = timm.create_model(PYTORCH_NETWORK, pretrained=False, num_classes=0).eval()
+    network = network.to(memory_format=torch.channels_last)
+
+    def run() -> None:
+        with torch.inference_mode():
+            for start in range(0, len(images), 64):
+                # NHWC seen as NCHW is what PyTorch calls channels_last: nothing is copied.
+                batch = torch.from_numpy(images[start : start + 64]).permute(0, 3, 1, 2)
+                network(batch.float() / 127.5 - 1.0)
+
+    return run
 
 
 def fine_tuning() -> tuple[Cases, int]:
