@@ -66,7 +66,7 @@ def test_preset_leaves_lines_that_it_does_not_change_as_they_were(project, monke
     changed = capsys.readouterr().out.splitlines()
     differing = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
     assert len(differing) == len(changed) > 3
-    assert "fine_tune.epochs: 16 → 2" in changed
+    assert "fine_tune.epochs: 12 → 2" in changed
     preset.main()
     assert "has all values" in capsys.readouterr().out
 
@@ -108,6 +108,26 @@ def test_conv_head_on_pooled_features_is_refused_before_anything_runs():
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["train_head"]["head"] = "conv"
     with pytest.raises(UserError, match=r"set extract_features.features to map"):
+        check_params.check(content, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "seen", "refused"),
+    [
+        ([[1, 96], [3, 128]], 128, False),
+        ([[1, 96], [3, 129]], 128, True),
+        (None, 32, False),
+        ([[1, 512]], None, False),  # the network's own size
+    ],
+)
+def test_training_on_larger_images_than_the_network_later_sees_is_refused(sizes, seen, refused):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["fine_tune"].update(image_sizes=sizes)
+    content["backbone"].update(image_size=seen)
+    if refused:
+        with pytest.raises(UserError, match=r"at most 128 pixels .*received 129"):
+            check_params.check(content, "params.yaml")
+    else:
         check_params.check(content, "params.yaml")
 
 

@@ -29,7 +29,12 @@ OVERRIDES = {
     "backbone": {"name": "tiny", "weights": None, "image_size": 32},
     "extract_features": {"views": 2},
     "train_head": {"hidden_units": 16, "batch_size": 16, "epochs": 40, "learning_rate": 1.0e-2},
-    "fine_tune": {"batch_size": 4, "epochs": 30, "learning_rate": 1.0e-3},
+    "fine_tune": {
+        "image_sizes": None,
+        "batch_size": 4,
+        "epochs": 30,
+        "learning_rate": 1.0e-3,
+    },
 }
 COLORS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
 

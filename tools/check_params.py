@@ -4,6 +4,7 @@ Each stage checks its own section as well; here a mistake in the last section do
 first stages to finish.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from stages import (
@@ -65,8 +66,28 @@ def check(content: dict, source: str) -> None:
             )
         except UserError as error:
             mistakes.append(str(error))
+    if {"fine_tune", "backbone"} <= set(sections):
+        try:
+            check_image_sizes(sections["fine_tune"].image_sizes, sections["backbone"].image_size)
+        except UserError as error:
+            mistakes.append(str(error))
     if mistakes:
         raise UserError("\n       ".join(mistakes))
+
+
+def check_image_sizes(image_sizes: Sequence[tuple[int, int]] | None, seen: int | None) -> None:
+    """UserError where fine-tuning would see larger images than the network later does.
+
+    Args:
+        image_sizes: of `fine_tune`, epoch and pixels.
+        seen: `backbone.image_size`; None: the network's own, which is not looked up here.
+    """
+    largest = max((pixels for _, pixels in image_sizes or []), default=0)
+    if seen is not None and largest > seen:
+        raise UserError(
+            f"params.yaml, fine_tune.image_sizes: expected at most {seen} pixels "
+            f"(backbone.image_size), received {largest}; choose less, or null"
+        )
 
 
 def main() -> None:
