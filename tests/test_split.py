@@ -712,7 +712,7 @@ def test_stage_on_a_messy_folder(own_folder, run_stage):
     # The default column is one of the default data.
     done = run_stage("split")
     assert done.returncode == 1
-    assert "received 'wafer_type'; set it to null to balance the classes alone" in done.stderr
+    assert "received 'probability'; set it to null to balance the classes alone" in done.stderr
 
     content = params.read(own_folder / "params.yaml")
     content["split"]["stratify_columns"] = None
