@@ -709,7 +709,7 @@ def own_folder(tmp_path, draw_images):
 
 def test_stage_on_a_messy_folder(own_folder, run_stage):
     assert run_stage("fetch").returncode == 0
-    # The default column is one of the default data.
+    # The default columns are those of the default data; the first one is asked for.
     done = run_stage("split")
     assert done.returncode == 1
     assert "received 'probability'; set it to null to balance the classes alone" in done.stderr

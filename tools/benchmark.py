@@ -30,7 +30,7 @@ from tools import benchmark_training as training
 
 RESULTS = Path("benchmarks/results.json")
 ROUNDS = 7
-IMAGE_SIZE = 224  # pixels, the default of preprocess.image_size
+IMAGE_SIZE = 224  # pixels, what most pretrained networks see
 PACKAGES = ("tensorflow", "keras", "pillow", "numpy")
 OPTIONAL_PACKAGES = ("onnxruntime", "torch", "timm")  # theirs are further rows
 

@@ -34,6 +34,38 @@ SECTIONS = {
 }
 
 
+def check_image_sizes(image_sizes: Sequence[tuple[int, int]] | None, seen: int | None) -> None:
+    """UserError where fine-tuning would see larger images than the network later does.
+
+    Args:
+        image_sizes: of `fine_tune`, epoch and pixels.
+        seen: `backbone.image_size`; None: the network's own, which is not looked up here.
+    """
+    largest = max((pixels for _, pixels in image_sizes or []), default=0)
+    if seen is not None and largest > seen:
+        raise UserError(
+            f"params.yaml, fine_tune.image_sizes: expected at most {seen} pixels "
+            f"(backbone.image_size), received {largest}; choose less, or null"
+        )
+
+
+# What must fit together, looked at where each of the sections is sound by itself.
+ACROSS_SECTIONS = (
+    (
+        ("train_head", "extract_features"),
+        lambda head, features: train_head.check_features(head.head, features.features),
+    ),
+    (
+        ("fine_tune", "preprocess"),
+        lambda tuned, stored: image_augmentation.check_channels(tuned.augment, stored.channels),
+    ),
+    (
+        ("fine_tune", "backbone"),
+        lambda tuned, network: check_image_sizes(tuned.image_sizes, network.image_size),
+    ),
+)
+
+
 def check(content: dict, source: str) -> None:
     """UserError with a sentence for each mistake in the whole content of a params file."""
     mistakes = []
@@ -52,42 +84,14 @@ def check(content: dict, source: str) -> None:
             f"{source}, {name}: unknown section; allowed are seed, {', '.join(SECTIONS)}"
             f"{params.nearest(name, SECTIONS)}"
         )
-    if {"train_head", "extract_features"} <= set(sections):
-        try:
-            train_head.check_features(
-                sections["train_head"].head, sections["extract_features"].features
-            )
-        except UserError as error:
-            mistakes.append(str(error))
-    if {"fine_tune", "preprocess"} <= set(sections):
-        try:
-            image_augmentation.check_channels(
-                sections["fine_tune"].augment, sections["preprocess"].channels
-            )
-        except UserError as error:
-            mistakes.append(str(error))
-    if {"fine_tune", "backbone"} <= set(sections):
-        try:
-            check_image_sizes(sections["fine_tune"].image_sizes, sections["backbone"].image_size)
-        except UserError as error:
-            mistakes.append(str(error))
+    for names, check_together in ACROSS_SECTIONS:
+        if set(names) <= set(sections):
+            try:
+                check_together(*(sections[name] for name in names))
+            except UserError as error:
+                mistakes.append(str(error))
     if mistakes:
         raise UserError("\n       ".join(mistakes))
-
-
-def check_image_sizes(image_sizes: Sequence[tuple[int, int]] | None, seen: int | None) -> None:
-    """UserError where fine-tuning would see larger images than the network later does.
-
-    Args:
-        image_sizes: of `fine_tune`, epoch and pixels.
-        seen: `backbone.image_size`; None: the network's own, which is not looked up here.
-    """
-    largest = max((pixels for _, pixels in image_sizes or []), default=0)
-    if seen is not None and largest > seen:
-        raise UserError(
-            f"params.yaml, fine_tune.image_sizes: expected at most {seen} pixels "
-            f"(backbone.image_size), received {largest}; choose less, or null"
-        )
 
 
 def main() -> None:
