@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stages.common import backbones, geometry, models
 
@@ -37,6 +37,34 @@ def thirds(width: int, height: int) -> Image.Image:
 )
 def test_sizes(size, resize, expected):
     assert geometry.shrink(Image.new("RGB", size), 60, resize).size == expected
+
+
+def with_pillow_alone(picture, image_size: int, resize: str) -> Image.Image:
+    """What `shrink` promises, in Pillow's own words."""
+    bicubic = Image.Resampling.BICUBIC
+    if resize == "crop":
+        return ImageOps.fit(picture, (min(*picture.size, image_size),) * 2, bicubic)
+    if resize == "pad":
+        return ImageOps.pad(
+            picture, (min(max(picture.size), image_size),) * 2, bicubic, color="black"
+        )
+    return picture.resize([min(side, image_size) for side in picture.size], bicubic)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(161, 90), (90, 161), (161, 40)])
+@pytest.mark.parametrize("resize", geometry.RESIZE)
+@pytest.mark.parametrize("library", ["installed", "absent"])
+def test_pictures_are_shrunk_as_by_pillow(library, resize, size, mode, monkeypatch):
+    if library == "absent":
+        monkeypatch.setattr(geometry, "cykooz_resizer", None)
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 16, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode)
+    received = geometry.shrink(picture, 60, resize)
+    expected = with_pillow_alone(picture, 60, resize)
+    assert (received.mode, received.size) == (expected.mode, expected.size)
+    differences = np.abs(np.asarray(received).astype(int) - np.asarray(expected).astype(int))
+    assert differences.max() <= (1 if library == "installed" else 0)
 
 
 @pytest.mark.parametrize("shape", [(90, 30), (30, 90)])

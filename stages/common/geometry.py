@@ -8,6 +8,11 @@ from pydantic import Field
 
 from stages.common import params
 
+try:
+    import cykooz_resizer
+except ImportError:
+    cykooz_resizer = None
+
 RESIZE = ("squash", "crop", "pad")
 RGB, GREY = 3, 1  # channels
 
@@ -30,21 +35,55 @@ def shrink(picture: Image.Image, image_size: int, resize: str) -> Image.Image:
     Bicubic, with antialiasing.
 
     Args:
-        picture: of any size.
+        picture: RGB or grey, of any size.
         image_size: in pixels.
         resize: 'squash': each side that is longer is brought down on its own, as the network's own
             first layer squashes to a square, so that both together give the picture that one
             resize would. 'crop': the largest square in the middle. 'pad': the whole picture, its
             shape kept, in the middle of a black square.
     """
+    width, height = picture.size
     if resize == "crop":
-        side = min(picture.size)
-        return ImageOps.fit(picture, (min(side, image_size),) * 2, Image.Resampling.BICUBIC)
+        side = min(width, height)
+        box = ((width - side) / 2, (height - side) / 2, side, side)
+        return _resized(picture, (min(side, image_size),) * 2, box)
     if resize == "pad":
-        side = min(max(picture.size), image_size)
-        return ImageOps.pad(picture, (side, side), Image.Resampling.BICUBIC, color="black")
-    size = (min(picture.width, image_size), min(picture.height, image_size))
-    return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)
+        side = min(max(width, height), image_size)
+        scale = side / max(width, height)
+        whole = _resized(picture, (max(1, round(width * scale)), max(1, round(height * scale))))
+        return ImageOps.pad(whole, (side, side), Image.Resampling.BICUBIC, color="black")
+    return _resized(picture, (min(width, image_size), min(height, image_size)))
+
+
+def _resized(
+    picture: Image.Image,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """Bicubic as Pillow's (Keys 1981, a = -1/2), by a library that is several times as fast.
+
+    It rounds otherwise: of a photograph's values a fifth differ from Pillow's, by 1. Where it has
+    no wheel (requirements.in says where) it is Pillow that resizes.
+
+    Args:
+        picture: RGB or grey.
+        size: width and height, in pixels.
+        box: left, top, width and height of the part that is shown; None: all.
+    """
+    left, top, width, height = box or (0, 0, *picture.size)
+    if (left, top, width, height) == (0, 0, *size):
+        return picture
+    if cykooz_resizer is None:
+        edges = (left, top, left + width, top + height)
+        return picture.resize(size, Image.Resampling.BICUBIC, edges)
+    resized = Image.new(picture.mode, size)
+    options = cykooz_resizer.ResizeOptions(
+        resize_alg=cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.catmull_rom),
+        crop_box=cykooz_resizer.CropBox(left, top, width, height),
+        use_alpha=False,
+    )
+    cykooz_resizer.Resizer().resize_pil(picture, resized, options)  # lets other threads run
+    return resized
 
 
 def resizing_layer(image_size: int, resize: str):
