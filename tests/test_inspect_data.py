@@ -154,7 +154,9 @@ def test_what_is_set_already_is_not_advised(content):
         (300, 224, 224, None),
         (32, 224, 224, "backbone.image_size: 128"),
         (300, 128, 224, "preprocess.image_size: 224"),
-        (300, 300, 224, "preprocess.image_size: 224"),
+        (300, 300, 224, None),  # for random crops
+        (600, 600, 224, "preprocess.image_size: 448"),
+        (400, 600, 224, None),
         (200, 300, 224, None),  # no pixel is stored that is not there
         (60, 224, 224, None),
     ],

@@ -27,6 +27,8 @@ STEP = 32  # pixels; networks halve the picture five times
 # On CIFAR-10, whose images are 32 pixels, a frozen network that sees 128 is 2 points worse than
 # one that sees 224.
 ENOUGH_ENLARGED = 4
+# Stored pixels a side, over those that the network sees.
+MOST_FOR_CROPS = 2
 
 
 @dataclass
@@ -194,8 +196,9 @@ def _about_sizes(found: Found, content: dict[str, Any]) -> list[str]:
         ]
     if side > stored and stored < seen:
         return [f"preprocess.image_size: {seen}  # {stored} is less than the network sees"]
-    if side > seen and stored > seen:
-        return [f"preprocess.image_size: {seen}  # the network sees no more of them"]
+    if min(side, stored) > MOST_FOR_CROPS * seen:
+        most = MOST_FOR_CROPS * seen
+        return [f"preprocess.image_size: {most}  # a quarter of it has all that the network sees"]
     return []
 
 
