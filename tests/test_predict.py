@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.common import models
+from stages.common import geometry, models
 from stages.common.run import UserError
 from tools import predict
 
@@ -86,7 +86,7 @@ def test_what_is_printed_is_what_the_model_says(folder, model_file):
         )
     )
     for prediction in found:
-        picture = Image.open(prediction.path).resize((32, 32), Image.Resampling.BICUBIC)
+        picture = geometry.shrink(Image.open(prediction.path), 32, "squash")
         row = model.predict(np.asarray(picture)[None].astype("float32"), verbose=0)[0]
         assert prediction.likeliest == [(NAMES[row.argmax()], pytest.approx(row.max(), abs=1e-5))]
 
