@@ -13,11 +13,13 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+from PIL import Image
 
 from stages import extract_features
 from stages.common import (
     augment,
     folding,
+    geometry,
     heads,
     models,
     onnx_engine,
@@ -79,7 +81,7 @@ def head_epochs(accuracies: dict[str, list[float]]) -> tuple[Cases, int]:
     def tutorial() -> None:
         """The frozen network in the graph: every epoch goes through it again."""
         backbone.trainable = False
-        images = keras.Input((side, side, 3))
+        images = keras.Input(index.shape or (side, side, 3))
         features = keras.layers.GlobalAveragePooling2D()(backbone(images, training=False))
         model = keras.Model(images, new_head(features)(features))
         training.compile_model(model, given, steps)
@@ -152,8 +154,13 @@ def forward_pass() -> tuple[Cases, int]:
             extract_features.onnx_feature_function
         )
     if all(map(importlib.util.find_spec, ("timm", "torch"))):
-        cases["timm's, PyTorch"] = _pytorch_pass(images)
+        cases["timm's, PyTorch"] = _pytorch_pass(shrunk(images, side))
     return cases, count
+
+
+def shrunk(images: np.ndarray, side: int) -> np.ndarray:
+    """Squares of the size that the network sees: what has no layer for that gets them so."""
+    return np.stack([geometry.shrink(Image.fromarray(one), side, "squash") for one in images])
 
 
 def _pytorch_pass(images: np.ndarray) -> Callable[[], None]:
@@ -188,7 +195,7 @@ def fine_tuning() -> tuple[Cases, int]:
 
     def compiled():
         nothing = augment.random_symmetry_layer([augment.IDENTITY], 0)
-        model = models.training_model(classifier, nothing, [side, side, 3])
+        model = models.training_model(classifier, nothing, index.shape or [side, side, 3])
         model.trainable = True
         training.compile_model(model, given, count // BATCH)
         return model
