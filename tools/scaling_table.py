@@ -67,7 +67,7 @@ def rows(results: dict[str, Any], scale: dict[str, Any], content: dict[str, Any]
     pixels = side * side * 3
     decode = per_core(results["decoding"][PHOTOGRAPH], "preprocess", cores)
     training = results["training"]
-    forward = per_core(training["Forward pass of the frozen network"], "ours", cores)
+    forward = per_core(training["Forward pass of the frozen network"], "extract_features", cores)
     tuning = per_core(training["An epoch of fine-tuning"], "ours", cores)
     split, split_memory = growth(scale["rows"], "split")
     md5 = scale["md5_mebibytes_per_second"] * 2**20
