@@ -93,15 +93,20 @@ def head_epochs(accuracies: dict[str, list[float]]) -> tuple[Cases, int]:
 
     def ours() -> None:
         """The frozen network once, then the head alone."""
-        pooled = keras.Model(backbone.input, keras.layers.GlobalAveragePooling2D()(backbone.output))
+        extract = extract_features.feature_function(backbone, "pooled", [augment.IDENTITY])
         with tempfile.TemporaryDirectory() as folder:
             for split in ("train", "valid"):
-                batches = shards.batches(paths.IMAGES / split, 64, image_size=side)
-                count = shards.read_index(paths.IMAGES / split).count
-                found, labels, ids = training.predict(pooled, batches, count, f"features {split}")
-                records = zip(found.astype(np.float16), labels.tolist(), ids, strict=True)
-                shards.write_all(Path(folder) / split, records, "float16", index.class_names)
-            model = new_head(pooled.output)
+                found = (
+                    (row[0], int(label), image_id.decode())
+                    for images, labels, ids in shards.batches(
+                        paths.IMAGES / split, 64, image_size=side
+                    )
+                    for row, label, image_id in zip(
+                        extract(images), labels.numpy(), ids.numpy(), strict=True
+                    )
+                )
+                shards.write_all(Path(folder) / split, found, "float16", index.class_names)
+            model = new_head(backbone.output)
             training.compile_model(model, given, steps)
             history = training.fit(
                 model,
