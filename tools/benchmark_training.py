@@ -13,13 +13,11 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from PIL import Image
 
 from stages import extract_features
 from stages.common import (
     augment,
     folding,
-    geometry,
     heads,
     models,
     onnx_engine,
@@ -159,13 +157,10 @@ def forward_pass() -> tuple[Cases, int]:
             extract_features.onnx_feature_function
         )
     if all(map(importlib.util.find_spec, ("timm", "torch"))):
-        cases["timm's, PyTorch"] = _pytorch_pass(shrunk(images, side))
+        # timm's network has no layer that resizes.
+        seen = backbone.get_layer("resize")(images).numpy()
+        cases["timm's, PyTorch"] = _pytorch_pass(seen)
     return cases, count
-
-
-def shrunk(images: np.ndarray, side: int) -> np.ndarray:
-    """Squares of the size that the network sees: what has no layer for that gets them so."""
-    return np.stack([geometry.shrink(Image.fromarray(one), side, "squash") for one in images])
 
 
 def _pytorch_pass(images: np.ndarray) -> Callable[[], None]:
