@@ -314,10 +314,10 @@ def duplicate_rows(
         split_of: (images,), split or NOT_SAMPLED.
     """
     exact = np.bincount(copies.copy_of)
+    names = duplicates.join(copies, None).names
     for members in duplicates.members(copies):
-        content = copies.contents[copies.copy_of[members].min()].decode()
         # As data/splits.csv names a group that no column joins to others.
-        group = group_id(f"content {content}")
+        group = group_id(names[copies.alike[members[0]]])
         for index in members:
             kind = "exact" if exact[copies.copy_of[index]] > 1 else "near"
             named = (found.ids[index], found.names[index], found.labels[index])

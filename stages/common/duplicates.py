@@ -48,11 +48,29 @@ Pairs = tuple[np.ndarray, np.ndarray]  # two arrays (pairs,) of indices
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What looks alike. Arrays of int64, in the order of the images."""
+    """What looks alike. Contents are numbered from 0 in the order of the alphabet."""
 
-    contents: np.ndarray  # (different contents,), bytes, in the order of the alphabet
-    copy_of: np.ndarray  # (images,), index into `contents`
-    alike: np.ndarray  # (images,), 0, 1, …: number of the group of exact copies and near duplicates
+    contents: np.ndarray  # (images,), hexadecimal digests as bytes
+    first: np.ndarray  # (different contents,), int64, the first image that has each
+    copy_of: np.ndarray  # (images,), int64, number of the content
+    alike: np.ndarray  # (images,), int64, number of the group of exact copies and near duplicates
+
+
+class ContentNames(Sequence):
+    """The names of groups that no column joins, made when they are asked for.
+
+    A million of them at once would take as much memory as all else that is known of the images.
+    """
+
+    def __init__(self, contents: np.ndarray, image_of: np.ndarray):
+        """Takes the digest of each image, and an image of each group."""
+        self._contents, self._image_of = contents, image_of
+
+    def __len__(self) -> int:
+        return len(self._image_of)
+
+    def __getitem__(self, group: int) -> str:
+        return f"content {self._contents[self._image_of[group]].decode()}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,7 @@ class Groups:
     """What may not be parted: the number of each image's group, and each group's lasting name."""
 
     of_image: np.ndarray  # (images,), int64, index into `names`
-    names: list[str]
+    names: Sequence[str]
 
     def where(self, kept: np.ndarray) -> "Groups":
         """Only those groups, and their images, for which `kept` (groups,), bool, is true."""
@@ -80,11 +98,11 @@ def find(
         aspects: (images,), width over height.
         distance: differing bits.
     """
-    different, first, copy_of = np.unique(contents, return_index=True, return_inverse=True)
+    _, first, copy_of = np.unique(contents, return_index=True, return_inverse=True)
     if distance is None:
-        return Duplicates(different, copy_of, copy_of)
+        return Duplicates(contents, first, copy_of, copy_of)
     near = near_groups(perceptual[first], aspects[first], distance)
-    return Duplicates(different, copy_of, near[copy_of])
+    return Duplicates(contents, first, copy_of, near[copy_of])
 
 
 def join(duplicates: Duplicates, column: Sequence[str] | None) -> Groups:
@@ -102,9 +120,10 @@ def join(duplicates: Duplicates, column: Sequence[str] | None) -> Groups:
     alike = duplicates.alike
     count = int(alike.max(initial=-1)) + 1
     first_content = _smallest(alike, duplicates.copy_of, count)
-    values = sorted(set(column or ()) - {""})
+    of_contents = ContentNames(duplicates.contents, duplicates.first[first_content])
+    values = sorted(set(() if column is None else column) - {""})
     if not values:
-        return Groups(alike, [f"content {c.decode()}" for c in duplicates.contents[first_content]])
+        return Groups(alike, of_contents)
     number = {value: index for index, value in enumerate(values)}
     codes = np.array([number.get(value, -1) for value in column])
     has_value = codes >= 0
@@ -112,12 +131,11 @@ def join(duplicates: Duplicates, column: Sequence[str] | None) -> Groups:
     joined = _merge(np.arange(count + len(values)), [edges])
     groups = int(joined.max()) + 1
     first_value = _smallest(joined[count:], np.arange(len(values)), groups)
-    first_content = _smallest(joined[:count], first_content, groups)
+    # A group that no column joins to others is one of those that look alike.
+    first_alike = _smallest(joined[:count], np.arange(count), groups)
     names = [
-        f"column {values[value]}"
-        if value < len(values)
-        else f"content {duplicates.contents[content].decode()}"
-        for value, content in zip(first_value, first_content, strict=True)
+        f"column {values[value]}" if value < len(values) else of_contents[alike_group]
+        for value, alike_group in zip(first_value, first_alike, strict=True)
     ]
     return Groups(joined[alike], names)
 
@@ -157,7 +175,7 @@ def counts(duplicates: Duplicates) -> dict[str, int]:
     A near duplicate is another content, so exact copies do not count as near, too.
     """
     exact = np.bincount(duplicates.copy_of)
-    group_of_content = np.empty(len(duplicates.contents), np.int64)
+    group_of_content = np.empty(len(duplicates.first), np.int64)
     group_of_content[duplicates.copy_of] = duplicates.alike
     near = np.bincount(group_of_content)
     return {

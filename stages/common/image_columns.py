@@ -17,23 +17,26 @@ from stages.common import inventory, paths
 from stages.common.datasets.raw import RawImage
 from stages.common.run import UserError
 
+TEXT = np.dtypes.StringDType()  # 16 bytes, and its length where that is above 15
+TEXTS_AT_ONCE = 10_000
+
 
 @dataclass(frozen=True)
 class Images:
     """What the split needs to know of the images, in columns of equal length: no pixels.
 
-    A million images are a few hundred megabytes this way, and a gigabyte as objects.
+    A million images are some two hundred megabytes this way, and a gigabyte as objects.
     """
 
-    ids: list[str]
-    names: list[str]  # what people know them by
+    ids: np.ndarray  # (images,), texts
+    names: np.ndarray  # (images,), texts: what people know them by
     labels: list[str]
     contents: np.ndarray  # (images,), bytes: sha256 in hexadecimal
     perceptual: np.ndarray  # (images,), uint64
     sizes: np.ndarray  # (images, 2), width and height in pixels
     means: np.ndarray  # (images, 3), float32, of red, green and blue, 0–255
     official_splits: list[str] = dataclasses.field(default_factory=list)
-    columns: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (images,), texts
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -62,10 +65,28 @@ class Rejected:
     animated: int  # images of more than one frame, of which the first is used
 
 
+class _Texts:
+    """A column of texts that grows: half of what a list of them takes, and an array in the end."""
+
+    def __init__(self):
+        self._full: list[np.ndarray] = []
+        self._latest: list[str] = []
+
+    def append(self, text: str) -> None:
+        self._latest.append(text)
+        if len(self._latest) == TEXTS_AT_ONCE:
+            self._full.append(np.array(self._latest, TEXT))
+            self._latest = []
+
+    def to_array(self) -> np.ndarray:
+        """All of them, (texts,)."""
+        return np.concatenate([*self._full, np.array(self._latest, TEXT)])
+
+
 def read_inventory(rows: Iterable[inventory.InventoryRow]) -> tuple[Images, Rejected]:
     """The images that can be used, without columns and official splits yet, and the others."""
-    ids, names, labels, contents = [], [], [], bytearray()
-    perceptual, sizes, means = array("Q"), array("l"), array("f")
+    ids, names, labels, contents = _Texts(), _Texts(), [], bytearray()
+    perceptual, sizes, means = array("Q"), array("i"), array("f")
     rejected_ids, rejected_labels, problems, animated = set(), set(), Counter(), 0
     for row in rows:
         if row.problem:
@@ -74,7 +95,7 @@ def read_inventory(rows: Iterable[inventory.InventoryRow]) -> tuple[Images, Reje
             problems[row.problem] += 1
             continue
         ids.append(row.id)
-        names.append(row.id if row.name == row.id else row.name)
+        names.append(row.name)
         labels.append(sys.intern(row.label))
         contents += row.content.encode()
         perceptual.append(int(row.perceptual, 16))
@@ -82,12 +103,12 @@ def read_inventory(rows: Iterable[inventory.InventoryRow]) -> tuple[Images, Reje
         means.extend((row.red, row.green, row.blue))
         animated += row.frames > 1
     found = Images(
-        ids=ids,
-        names=names,
+        ids=ids.to_array(),
+        names=names.to_array(),
         labels=labels,
         contents=np.frombuffer(contents, "S64"),
         perceptual=np.frombuffer(perceptual, np.uint64),
-        sizes=np.frombuffer(sizes, np.int64).reshape(-1, 2),
+        sizes=np.frombuffer(sizes, np.int32).reshape(-1, 2),
         means=np.frombuffer(means, np.float32).reshape(-1, 3),
     )
     return found, Rejected(frozenset(rejected_ids), frozenset(rejected_labels), problems, animated)
@@ -100,22 +121,20 @@ def with_columns(found: Images, rejected: Rejected, raw: Iterable[RawImage]) -> 
         UserError: the inventory is of other images.
     """
     official: list[str] = []
-    columns: dict[str, list[str]] = defaultdict(list)
-    expected = zip(found.ids, found.names, strict=True)
+    columns: dict[str, _Texts] = defaultdict(_Texts)
+    expected = iter(found.ids)
     for image in raw:
         if image.id in rejected.ids:
             continue
-        image_id, image_name = next(expected, ("", ""))
-        if image.id != image_id:
+        if image.id != next(expected, ""):
             raise _other_images(image.id)
         official.append(sys.intern(image.official_split))
         for name, value in image.columns.items():
-            text = str(value)
-            # One text for all that are equal, and the name is here already.
-            columns[name].append(image_name if text == image_name else sys.intern(text))
-    for image_id, _ in expected:
+            columns[name].append(str(value))
+    for image_id in expected:
         raise _other_images(image_id)
-    return dataclasses.replace(found, official_splits=official, columns=dict(columns))
+    texts = {name: column.to_array() for name, column in columns.items()}
+    return dataclasses.replace(found, official_splits=official, columns=texts)
 
 
 def _other_images(image_id: str) -> UserError:
