@@ -84,6 +84,7 @@ def test_the_index_says_what_is_there(folder):
     assert index.class_names == CLASSES
     assert index.class_counts == [23, 22]
     assert index.files == [f"shard-{number:05}.tfrecord" for number in range(5)]
+    assert index.file_counts == [10, 10, 10, 10, 5]
     assert sorted(path.name for path in folder.iterdir()) == ["index.json", *index.files]
 
 
@@ -146,6 +147,43 @@ def test_an_epoch_has_every_record_once(folder):
     assert [len(batch) for batch in batches] == 3 * [8, 8, 8, 8, 8, 5]
     for epoch in epochs_of(batches):
         assert sorted(epoch) == sorted(f"id {number}" for number in range(45))
+
+
+@pytest.mark.parametrize(("batch_size", "parts"), [(8, 2), (9, 3), (11, 3), (4, 2), (22, 3)])
+def test_parts_of_every_batch_make_up_an_epoch(folder, batch_size, parts):
+    steps = -(-45 // batch_size)
+    last = 45 - (steps - 1) * batch_size
+    for shuffled in (False, True):
+        seen = []
+        for number in range(parts):
+            part = shards.Part(number, parts)
+            if shuffled:
+                dataset = shards.training_batches(
+                    folder, batch_size, seed=0, first_epoch=0, epochs=2, part=part
+                )
+            else:
+                dataset = shards.batches(folder, batch_size, part=part)
+            epochs = epochs_of(order(dataset), steps)
+            sizes = [part.of_batch(batch_size)] * (steps - 1) + [part.of_batch(last)]
+            assert {len(epoch) for epoch in epochs} == {sum(sizes) + (sizes[-1] == 0)}
+            batches = order(dataset)[:steps]
+            assert [len(batch) for batch in batches] == [max(size, 1) for size in sizes]
+            # Of a part without an image in the last batch this one only fills a place.
+            seen += itertools.chain(*(batches[:-1] if sizes[-1] == 0 else batches))
+        assert sorted(seen) == sorted(f"id {number}" for number in range(45))
+
+
+def test_a_part_reads_no_shard_that_lies_outside_of_it(folder):
+    (folder / "shard-00004.tfrecord").unlink()
+    first, second = shards.Part(0, 2), shards.Part(1, 2)
+    assert list(first.records(45, 8)) == list(range(22))
+    assert list(itertools.chain(*order(shards.batches(folder, 8, part=first)))) == [
+        f"id {number}" for number in range(22)
+    ]
+    trained = shards.training_batches(folder, 8, seed=0, first_epoch=0, epochs=1, part=first)
+    assert len(list(itertools.chain(*order(trained)))) == 22
+    with pytest.raises(Exception, match="shard-00004"):
+        order(shards.batches(folder, 8, part=second))
 
 
 def test_arrays_and_labels_stay_with_their_ids_when_shuffled(folder):

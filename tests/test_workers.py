@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from stages import fine_tune as stage
 from stages.common import models, params, paths, shards, workers
 from stages.common.run import UserError
 from tests.test_runtime import NAMES, ROOT, classifier
 
+TRAINING_BATCHES = shards.training_batches
 TRAINING_IMAGES = 21  # in batches of 8: the last one has 5, which two workers share unequally
 # The time of a start, of a heartbeat of TensorFlow that fails (10 s) and of a busy machine.
 LIMIT_SECONDS = 300
@@ -182,10 +184,22 @@ def trained_by_two(boxes) -> list[Path]:
     return folders
 
 
+def in_batches_of_two_workers(folder, batch_size, part=shards.ALL, **keys):
+    """What two workers see together, for one."""
+    parts = [
+        TRAINING_BATCHES(folder, batch_size, part=shards.Part(number, 2), **keys)
+        for number in range(2)
+    ]
+    return tf.data.Dataset.zip(tuple(parts)).map(
+        lambda *batches: tuple(tf.concat(columns, axis=0) for columns in zip(*batches, strict=True))
+    )
+
+
 def test_two_workers_train_as_one_does(trained_by_two, project, tmp_path, monkeypatch):
     shutil.copytree(project, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.setattr(shards, "training_batches", in_batches_of_two_workers)
     stage.main()
     (one, first), (two, second) = results(tmp_path), results(trained_by_two[0])
     for column in ("learning_rate", "loss", "val_loss", "accuracy", "val_accuracy"):
@@ -343,23 +357,32 @@ def test_params_that_several_workers_cannot_follow_are_refused_together(alone):
         assert expected in message
 
 
-@pytest.mark.parametrize(("count", "replicas"), [(8, 2), (5, 2), (7, 4), (1, 3), (2, 3)])
-def test_parts_hold_each_image_once_and_their_losses_add_up(count, replicas):
+@pytest.mark.parametrize(
+    ("count", "teams", "replicas"), [(8, 2, 1), (5, 2, 1), (7, 2, 2), (1, 3, 1), (2, 3, 2)]
+)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_shares_hold_each_image_once_and_their_losses_add_up(count, teams, replicas, weighted):
     images, labels = np.arange(1.0, count + 1), np.eye(count, dtype="float32")
     weights = np.linspace(0.5, 2, count).astype("float32")
-    whole = (weights * images).mean()
-    shares = [workers.share((images, labels, weights), n, replicas) for n in range(replicas)]
-    # As Keras does: the mean of each part, by the number of parts.
-    losses = [(part[2] * part[0]).numpy().mean() / replicas for part in shares]
-    assert sum(losses) == pytest.approx(whole, rel=1e-6)
-    kept = [np.asarray(part[0])[part[3].numpy() == 1] for part in shares]
-    assert np.concatenate(kept).tolist() == images.tolist()
-    sizes = [len(part[0]) for part in shares]
+    losses, kept, sizes, begin = [], [], [], 0
+    for number in range(teams):
+        own = shards.Part(number, teams).of_batch(count)
+        # A worker without an image in the batch has another one in its place.
+        part = slice(begin, begin + own) if own else slice(0, 1)
+        begin += own
+        batch = (images[part], labels[part], weights[part])[: 3 if weighted else 2]
+        for replica in range(replicas):
+            factor = teams * replicas / count
+            share = workers.share(batch, own, replica, replicas, factor)
+            # As Keras does: the mean of each share, by the number of all devices.
+            losses.append((share[2] * share[0]).numpy().mean() / (teams * replicas))
+            kept += np.asarray(share[0])[share[3].numpy() == 1].tolist()
+            sizes.append(len(share[0]))
+    assert kept == images.tolist()
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
-    unweighted = [workers.share((images, labels), n, replicas) for n in range(replicas)]
-    losses = [(part[2] * part[0]).numpy().mean() / replicas for part in unweighted]
-    assert sum(losses) == pytest.approx(images.mean(), rel=1e-6)
+    whole = (weights * images).mean() if weighted else images.mean()
+    assert sum(losses) == pytest.approx(whole, rel=1e-6)
 
 
 def test_workers_that_do_not_fit_together_are_named():

@@ -31,7 +31,42 @@ class Index:
     class_names: list[str]
     class_counts: list[int]  # records of each class
     files: list[str]
+    file_counts: list[int]  # records of each file
     sha256: str  # of all arrays, labels and ids, in order
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several equal parts of all records: of each batch, and so of the stored order.
+
+    What one worker of a team reads: a stretch of records of its own, and no shard that lies
+    outside of it.
+    """
+
+    number: int  # from 0
+    parts: int  # of how many
+
+    def of_batch(self, images: int) -> int:
+        """How many images of a batch belong to it."""
+        return (self.number + 1) * images // self.parts - self.number * images // self.parts
+
+    def records(self, count: int, batch_size: int) -> range:
+        """Which of the records, by their place in the stored order, belong to it.
+
+        Args:
+            count: of all records.
+            batch_size: of all parts together; the last batch may be smaller.
+        """
+        last = count % batch_size or batch_size
+
+        def begin(number: int) -> int:
+            of_full = number * batch_size // self.parts
+            return (count - last) // batch_size * of_full + number * last // self.parts
+
+        return range(begin(self.number), begin(self.number + 1))
+
+
+ALL = Part(0, 1)
 
 
 def read_index(folder: Path) -> Index:
@@ -46,6 +81,7 @@ class ShardWriter:
         """Creates the folder. `dtype` is that of every array, 'uint8' or 'float16'."""
         self._folder, self._dtype, self._class_names = folder, dtype, class_names
         self._files: list[str] = []
+        self._file_counts: list[int] = []
         self._writer = None
         self._shard_bytes = 0
         self._shapes: set[tuple[int, ...]] = set()
@@ -78,6 +114,7 @@ class ShardWriter:
         self._shapes.add(array.shape)
         self._largest_bytes = max(self._largest_bytes, len(raw))
         self._shard_bytes += len(raw)
+        self._file_counts[-1] += 1
         self._class_counts[label] += 1
 
     def _start_shard(self) -> None:
@@ -86,6 +123,7 @@ class ShardWriter:
         if self._writer is not None:
             self._writer.close()
         self._files.append(f"shard-{len(self._files):05}.tfrecord")
+        self._file_counts.append(0)
         self._writer = tf.io.TFRecordWriter(str(self._folder / self._files[-1]))
         self._shard_bytes = 0
 
@@ -102,13 +140,14 @@ class ShardWriter:
             class_names=self._class_names,
             class_counts=self._class_counts,
             files=self._files,
+            file_counts=self._file_counts,
             sha256=self._digest.hexdigest(),
         )
         text = json.dumps(asdict(index), indent=2, sort_keys=True)
         (self._folder / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def batches(folder: Path, batch_size: int, *, image_size: int | None = None):
+def batches(folder: Path, batch_size: int, *, image_size: int | None = None, part: Part = ALL):
     """All records once, in stored order.
 
     Args:
@@ -116,15 +155,19 @@ def batches(folder: Path, batch_size: int, *, image_size: int | None = None):
         batch_size: records in a batch; the last may be smaller.
         image_size: side in pixels to which images of differing shapes are brought, so that they
             fit into one batch; where all have one shape they stay as they are.
+        part: of all records; its batches are the part of `batch_size` that is its own.
 
     Returns:
         A tf.data.Dataset of (arrays (batch, *shape), labels (batch,) int64, ids (batch,) string).
+        Of a part that has no image of the last batch, this one holds its first record once more.
     """
     import tensorflow as tf
 
     index = read_index(folder)
-    records = tf.data.TFRecordDataset([str(folder / name) for name in index.files])
-    parsed = _parsed_batches(records, index, batch_size, image_size, channels_of(folder, index))
+    stretches = _stretches(folder, index, part.records(index.count, batch_size))
+    records = tf.data.Dataset.from_tensor_slices(stretches).flat_map(_records_of)
+    channels = channels_of(folder, index)
+    parsed = _batches_of(records, index, batch_size, part, image_size, channels)
     # Keras warns of missing data at the end of a dataset whose length it does not know.
     length = tf.data.experimental.assert_cardinality(-(-index.count // batch_size))
     return parsed.apply(length).prefetch(tf.data.AUTOTUNE)
@@ -138,11 +181,12 @@ def training_batches(
     first_epoch: int,
     epochs: int,
     image_size: int | None = None,
+    part: Part = ALL,
 ):
     """Shuffled epochs one after the other, from `first_epoch` up to, not including, `epochs`.
 
-    The order of an epoch follows from (seed, epoch) alone, so that a run resumed at an epoch sees
-    what an uninterrupted one would have seen.
+    The order of an epoch follows from (seed, epoch, part) alone, so that a run resumed at an epoch
+    sees what an uninterrupted one would have seen.
 
     Returns:
         A tf.data.Dataset as `batches` gives, epochs × ceil(count / batch_size) batches long.
@@ -150,9 +194,10 @@ def training_batches(
     import tensorflow as tf
 
     index = read_index(folder)
-    files = tf.constant([str(folder / name) for name in index.files])
+    own = part.records(index.count, batch_size)
+    stretches = [tf.constant(column) for column in _stretches(folder, index, own)]
     channels = channels_of(folder, index)
-    buffer = max(batch_size, min(index.count, SHUFFLE_BYTES // max(index.largest_bytes, 1)))
+    buffer = max(batch_size, min(len(own), SHUFFLE_BYTES // max(index.largest_bytes, 1)))
 
     def one_epoch(epoch):
         # Of this function's graph alone. Without it the order would follow the process's global
@@ -161,14 +206,46 @@ def training_batches(
         epoch_seed = tf.random.experimental.stateless_fold_in(
             tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), epoch
         )
-        order = tf.random.experimental.stateless_shuffle(files, seed=epoch_seed)
-        records = tf.data.TFRecordDataset(order).shuffle(
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(len(stretches[0])), seed=epoch_seed
+        )
+        shuffled = tuple(tf.gather(column, order) for column in stretches)
+        records = tf.data.Dataset.from_tensor_slices(shuffled).flat_map(_records_of)
+        records = records.shuffle(
             buffer, seed=tf.abs(epoch_seed[1]), reshuffle_each_iteration=False
         )
-        return _parsed_batches(records, index, batch_size, image_size, channels)
+        return _batches_of(records, index, batch_size, part, image_size, channels)
 
     dataset = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
     return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _stretches(folder: Path, index: Index, wanted: range) -> tuple[list, list, list]:
+    """Where records lie: files, how many records to skip in each, how many to take."""
+    stretches, begin = [], 0
+    for name, count in zip(index.files, index.file_counts, strict=True):
+        inside = range(max(wanted.start - begin, 0), min(wanted.stop - begin, count))
+        if inside:
+            stretches.append((str(folder / name), inside.start, len(inside)))
+        begin += count
+    files, skipped, taken = zip(*stretches, strict=True)
+    return list(files), list(skipped), list(taken)
+
+
+def _records_of(file, skipped, taken):
+    """The serialized records of one stretch."""
+    import tensorflow as tf
+
+    skipped, taken = tf.cast(skipped, tf.int64), tf.cast(taken, tf.int64)
+    return tf.data.TFRecordDataset(file).skip(skipped).take(taken)
+
+
+def _batches_of(records, index: Index, batch_size: int, part: Part, *of_images):
+    """A part's batches, as many as all parts have; `of_images` as _parsed_batches wants it."""
+    parsed = _parsed_batches(records, index, part.of_batch(batch_size), *of_images)
+    if part.of_batch(index.count % batch_size or batch_size):
+        return parsed
+    return parsed.concatenate(_parsed_batches(records.take(1), index, 1, *of_images))
 
 
 def channels_of(folder: Path, index: Index) -> int:

@@ -313,6 +313,8 @@ def train(
     steps_per_epoch = -(-index.count // parameters.batch_size)
     compile_model(model, parameters, steps_per_epoch, rate_factors)
 
+    part = shards.ALL if team is None else team.part
+
     def make_training_batches(first_epoch: int):
         batches = shards.training_batches(
             data / "train",
@@ -321,24 +323,29 @@ def train(
             first_epoch=first_epoch,
             epochs=parameters.epochs,
             image_size=image_size,
+            part=part,
         )
         return with_one_hot(prepare(batches, first_epoch * steps_per_epoch), classes, weigh)
 
-    batches = shards.batches(data / "valid", parameters.batch_size, image_size=image_size)
-    validation = prepare(batches, 0)
+    def validation(part: shards.Part = shards.ALL):
+        batches = shards.batches(
+            data / "valid", parameters.batch_size, image_size=image_size, part=part
+        )
+        return prepare(batches, 0)
+
     name = fingerprint(parameters, seed, index.sha256, validation_index.sha256, *inputs)
     history = fit(
         model,
         parameters,
         make_training_batches=make_training_batches,
-        validation_batches=with_one_hot(validation, classes),
+        validation_batches=with_one_hot(validation(part), classes),
         images_per_epoch=index.count,
         backup=backup_folder(stage if team is None else team.backup_name(stage), name),
         loop=None if team is None else team.loop(name, index.count, validation_index.count),
     )
     if team is None or team.is_chief:
         write_history(paths.PLOTS / stage / "history.csv", history)
-    logits, labels, _ = predict(model, validation, validation_index.count, "calibrate")
+    logits, labels, _ = predict(model, validation(), validation_index.count, "calibrate")
     temperature = fit_temperature(logits, labels)
     print(f"temperature {temperature:.3f}")
     return temperature

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.common import shards
 from stages.common.paths import BACKUP
 from stages.common.run import UserError
 
@@ -223,7 +224,17 @@ class Team:
             fingerprint: of params, data and code, hexadecimal.
             images: of the training split.
             validation_images: of the validation split.
+
+        Raises:
+            UserError: there are fewer images than devices.
         """
+        fewest, replicas = min(images, validation_images), self.strategy.num_replicas_in_sync
+        if fewest < replicas:
+            raise UserError(
+                f"expected at least {replicas} images to train and to validate on, one for each "
+                f"device of all workers, received {fewest}; train on fewer boxes (TF_CONFIG), or "
+                "raise split.valid"
+            )
         return Loop(self, fingerprint, images, validation_images)
 
     def agreed_epoch(self, fingerprint: str, epochs: Collection[int]) -> int:
@@ -258,25 +269,37 @@ class Team:
         """Waits until all workers are here."""
         self._of_all([0])
 
-    def own_part(self, dataset):
-        """This worker's part of each batch, as `share` gives it, for one device after the other.
+    @property
+    def part(self) -> shards.Part:
+        """What this worker reads of all records."""
+        return shards.Part(self.cluster.index, self.size)
 
-        Every worker reads all records in one order, so that the batches are those of one worker.
+    def distributed(self, dataset, images: int):
+        """This worker's batches as `share` parts them, for one device after the other.
 
         Args:
-            dataset: of whole batches (images, labels) or (images, labels, weights).
+            dataset: of this worker's `part` of each batch: (images, labels) or (images, labels,
+                weights), one epoch after the other.
+            images: of all workers in one epoch.
         """
         import tensorflow as tf
 
-        replicas, of_worker = self.strategy.num_replicas_in_sync, self.local_replicas
-        own = range(self.cluster.index * of_worker, (self.cluster.index + 1) * of_worker)
+        full, last = divmod(images - 1, self.batch_size)
+        counts = tf.constant([self.batch_size] * full + [last + 1], tf.int64)
+        own = tf.constant(
+            [self.part.of_batch(self.batch_size)] * full + [self.part.of_batch(last + 1)], tf.int64
+        )
+        replicas = self.strategy.num_replicas_in_sync
 
-        def parts(*batch):
-            return tf.data.Dataset.from_tensor_slices(list(own)).map(
-                lambda replica: share(batch, replica, replicas)
+        def parts(step, batch):
+            step %= full + 1
+            return tf.data.Dataset.range(self.local_replicas).map(
+                lambda replica: share(
+                    batch, own[step], replica, self.local_replicas, replicas / counts[step]
+                )
             )
 
-        parted = dataset.flat_map(parts).prefetch(tf.data.AUTOTUNE)
+        parted = dataset.enumerate().flat_map(parts).prefetch(tf.data.AUTOTUNE)
         return self.strategy.distribute_datasets_from_function(lambda _context: parted)
 
     @contextlib.contextmanager
@@ -337,7 +360,8 @@ class Loop:
         team = self._team
         steps = _Steps(team, self._images, _training_step(model))
         validation_steps = _Steps(team, self._validation_images, _validation_step(model))
-        parts, validation_parts = iter(team.own_part(batches)), team.own_part(validation_data)
+        parts = iter(team.distributed(batches, self._images))
+        validation_parts = team.distributed(validation_data, self._validation_images)
         calls = keras.callbacks.CallbackList(
             callbacks, model=model, epochs=epochs, steps=steps_per_epoch
         )
@@ -406,28 +430,29 @@ def gone_workers(cluster: Cluster, message: str) -> list[int]:
     return [index for index in others if cluster.task(index) in named]
 
 
-def share(batch: Sequence, replica: int, replicas: int) -> tuple:
-    """One device's part of a batch: (images, labels, weights, present).
+def share(batch: Sequence, count, replica, replicas: int, factor) -> tuple:
+    """One device's share of a worker's batch: (images, labels, weights, present).
 
-    Parts differ by one image at most. The weights (images,) float32 are such that the mean loss of
-    each part, divided by the number of parts as Keras does, adds up to the mean loss of the whole
-    batch. A part of a last batch that has fewer images than there are devices holds one image that
+    Shares differ by one image at most. The weights (images,) float32 are such that the mean loss of
+    each share, divided by the number of all workers' devices as Keras does, adds up to the mean
+    loss of all workers' images. A share of fewer images than there are devices holds one image that
     is not `present`, of weight 0.
 
     Args:
         batch: images (batch, …), labels (batch, classes) and, where images weigh, weights (batch,).
-        replica: which part, from 0.
-        replicas: of how many.
+        count: of the images that are present, the first ones, int64.
+        replica: which share, from 0, int64.
+        replicas: devices of this worker.
+        factor: devices of all workers over all their images of this step.
     """
     import tensorflow as tf
 
-    count = tf.shape(batch[0])[0]
     begin, end = replica * count // replicas, (replica + 1) * count // replicas
     present = tf.cast(end > begin, tf.float32)
-    begin = tf.minimum(begin, count - 1)
+    begin = tf.maximum(tf.minimum(begin, count - 1), 0)
     end = tf.maximum(end, begin + 1)
     images, labels, *weights = (column[begin:end] for column in batch)
-    of_one = present * tf.cast((end - begin) * replicas, tf.float32) / tf.cast(count, tf.float32)
+    of_one = present * tf.cast(end - begin, tf.float32) * tf.cast(factor, tf.float32)
     ones = tf.ones([end - begin])
     weights = weights[0] if weights else ones
     return images, labels, weights * of_one, ones * present
