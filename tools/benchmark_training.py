@@ -165,6 +165,8 @@ def forward_pass() -> tuple[Cases, int]:
 
 def _pytorch_pass(images: np.ndarray) -> Callable[[], None]:
     """The same network in PyTorch (timm), from an array in memory; its weights are random."""
+    # TensorFlow and Triton, which PyTorch would load, bring an LLVM each: two end the process.
+    sys.modules.setdefault("triton", None)
     import timm
     import torch
 
