@@ -16,6 +16,10 @@ def network():
     x = layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="plain")(images)
     x = layers.BatchNormalization(name="plain_norm")(x)
     x = layers.ReLU(max_value=6)(x)
+    x = layers.Conv2D(6, 1, padding="same", name="pointwise")(x)
+    x = layers.BatchNormalization(name="pointwise_norm")(x)
+    x = layers.Conv2D(8, 1, strides=2, use_bias=False, name="strided")(x)
+    x = layers.BatchNormalization(name="strided_norm")(x)
     x = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, name="depthwise")(x)
     x = layers.BatchNormalization(scale=False, name="depthwise_norm")(x)
     twice = layers.Conv2D(8, 1, name="twice")(x)  # goes to two layers: stays as it is
@@ -36,12 +40,15 @@ def images(count: int = 4, side: int = 16):
 def test_it_finds_what_can_be_folded_and_nothing_else(network):
     assert folding.foldable(network) == {
         "plain_norm": "plain",
+        "pointwise_norm": "pointwise",
+        "strided_norm": "strided",
         "depthwise_norm": "depthwise",
     }
 
 
-def test_outputs_and_gradients_are_those_of_the_network(network):
-    folded = folding.folded(network)
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_outputs_and_gradients_are_those_of_the_network(network, is_trained):
+    folded = folding.folded(network, is_trained)
     weights = [variable.value for variable in network.trainable_variables]
     found = []
     for model in (network, folded):
@@ -65,6 +72,21 @@ def test_it_follows_the_weights_and_leaves_the_network_as_it_was(network):
     received, _ = folded(images(), training=False)
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
     assert network.get_config() == before
+
+
+def test_what_is_trained_takes_folds_of_one_pixel_as_products(network):
+    """The other way round training takes longer, which no other test would notice."""
+
+    def operations(is_trained):
+        folded = folding.folded(network, is_trained)
+        graph = (
+            tf.function(lambda x: folded(x, training=False)).get_concrete_function(images()).graph
+        )
+        kinds = [operation.type for operation in graph.get_operations()]
+        return kinds.count("MatMul"), kinds.count("Conv2D")
+
+    assert operations(is_trained=False) == (0, 5)
+    assert operations(is_trained=True) == (1, 4)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 
-def folded(network):
+def folded(network, is_trained: bool = False):
     """The same network, layers and weights shared, with every fold that can be made.
 
     A convolution is folded if its output goes to a BatchNorm over channels and nowhere else; all
@@ -19,6 +19,8 @@ def folded(network):
 
     Args:
         network: a functional keras.Model whose BatchNorm layers keep their statistics.
+        is_trained: whether gradients will be asked for, and not outputs alone: on a CPU the folds
+            of one pixel are then products of matrices.
 
     Returns:
         A keras.Model of the same inputs and outputs, to be called, not to be saved.
@@ -34,7 +36,7 @@ def folded(network):
         if layer.name not in convolution_of:
             return layer(*arguments, **keywords)
         convolution = network.get_layer(convolution_of[layer.name])
-        return _folded_layer(convolution, layer)(arguments[0])
+        return _folded_layer(convolution, layer, is_trained)(arguments[0])
 
     return keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=call)
 
@@ -81,13 +83,33 @@ def _sources(described) -> Iterator[str]:
                 yield from _sources(part)
 
 
-def _folded_layer(convolution, norm):
+def _is_product(convolution) -> bool:
+    """Whether a convolution takes one pixel at a time and is better trained as a matrix product.
+
+    The gradient of such a convolution by its kernel takes TensorFlow's CPU kernels far longer than
+    the product that it equals (benchmarks/profile.md). In bfloat16 it does not, and on a GPU it
+    was not measured.
+    """
+    import keras
+    import tensorflow as tf
+
+    return (
+        type(convolution) is keras.layers.Conv2D
+        and tuple(convolution.kernel_size) == tuple(convolution.strides) == (1, 1)
+        and convolution.groups == 1
+        and convolution.compute_dtype == "float32"
+        and not tf.config.list_physical_devices("GPU")
+    )
+
+
+def _folded_layer(convolution, norm, is_trained: bool):
     import keras
     import tensorflow as tf
     from keras import ops
 
     depthwise = isinstance(convolution, keras.layers.DepthwiseConv2D)
     convolve = ops.depthwise_conv if depthwise else ops.conv
+    as_product = is_trained and _is_product(convolution)
 
     class FoldedConvolution(keras.layers.Layer):
         """Holds no weights: those of the two layers are read at every call, in float32."""
@@ -109,6 +131,11 @@ def _folded_layer(convolution, norm):
             kernel = ops.convert_to_tensor(convolution.kernel)
             # Depthwise (height, width, channels, multiplier), else (…, channels, filters).
             kernel = kernel * (ops.reshape(scale, kernel.shape[2:]) if depthwise else scale)
+            if as_product:
+                pixels = ops.reshape(images, (-1, kernel.shape[-2]))
+                outputs = ops.matmul(pixels, ops.reshape(kernel, kernel.shape[-2:]))
+                outputs = tf.nn.bias_add(outputs, shift)
+                return ops.reshape(outputs, (*ops.shape(images)[:-1], kernel.shape[-1]))
             outputs = convolve(
                 ops.cast(images, convolution.compute_dtype),
                 ops.cast(kernel, convolution.compute_dtype),

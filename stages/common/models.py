@@ -171,7 +171,7 @@ def training_model(
     pool = [layer for layer in model.layers if layer.name == "pool"]
     backbone = model.get_layer("backbone")
     # Not a part of the model that trains, where it would have a copy of each weight's name.
-    network = backbone if update_statistics else folding.folded(backbone)
+    network = backbone if update_statistics else folding.folded(backbone, is_trained=True)
     image_size = model.get_layer("resize").height
     if image_sizes is not None:
         at_any_size = _at_any_size(network, {pixels for _, pixels in image_sizes})
