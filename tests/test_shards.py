@@ -142,6 +142,15 @@ def test_differing_shapes_without_an_image_size_are_an_error(tmp_path):
         shards.batches(tmp_path, 2)
 
 
+def test_no_reader_waits_for_tensorflows_autotuning(folder):
+    """With it the end of the data may come as late as if there were twice as much."""
+    trained = shards.training_batches(folder, 8, seed=0, first_epoch=0, epochs=2)
+    for dataset in (shards.batches(folder, 8), trained):
+        # As `train_head` and `fine_tune` go on with it.
+        dataset = dataset.enumerate().map(lambda _, batch: batch).prefetch(2)
+        assert dataset.options().autotune.enabled is False
+
+
 def test_an_epoch_has_every_record_once(folder):
     batches = training_order(folder)
     assert [len(batch) for batch in batches] == 3 * [8, 8, 8, 8, 8, 5]

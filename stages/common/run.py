@@ -95,6 +95,22 @@ def start_tensorflow(seed: int | None = None, deterministic: bool = True) -> Non
         keras.utils.set_random_seed(seed)
 
 
+def data_options():
+    """tf.data.Options for whatever a stage reads to its end: without TensorFlow's autotuning.
+
+    Its thread looks at the pipeline after 10 ms, 20 ms, 40 ms and so on, and TensorFlow 2.21 may
+    overlook that the reader has finished: then the end of the data is only reached when the thread
+    wakes up, after up to as much time again as the whole reading took (benchmarks/profile.md).
+    What is left to AUTOTUNE is then given a thread for each core, and what is read ahead still
+    follows what is asked for.
+    """
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
+
+
 @contextlib.contextmanager
 def _without_information_lines():
     """Drops what native code writes to standard error at level I; all else is passed on.

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.common.run import data_options
+
 INDEX_FILE = "index.json"
 # Few and large: DVC pays for each file, a reader does not gain from more.
 SHARD_BYTES = 64 * 2**20
@@ -170,7 +172,7 @@ def batches(folder: Path, batch_size: int, *, image_size: int | None = None, par
     parsed = _batches_of(records, index, batch_size, part, image_size, channels)
     # Keras warns of missing data at the end of a dataset whose length it does not know.
     length = tf.data.experimental.assert_cardinality(-(-index.count // batch_size))
-    return parsed.apply(length).prefetch(tf.data.AUTOTUNE)
+    return parsed.apply(length).prefetch(tf.data.AUTOTUNE).with_options(data_options())
 
 
 def training_batches(
@@ -217,7 +219,7 @@ def training_batches(
         return _batches_of(records, index, batch_size, part, image_size, channels)
 
     dataset = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
-    return dataset.prefetch(tf.data.AUTOTUNE)
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(data_options())
 
 
 def _stretches(folder: Path, index: Index, wanted: range) -> tuple[list, list, list]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.common.run import data_options
+
 READ_AT_ONCE = 16  # images; one by one, passing them on takes longer than reading them
 
 
@@ -61,7 +63,9 @@ class RawDataset:
             if isinstance(feature, tfds.features.Image)  # some sets have a mask as well
         }
         # Without its own setting, TFDS keeps a set of less than 250 MiB in memory.
-        config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+        config = tfds.ReadConfig(
+            options=data_options(), interleave_cycle_length=1, try_autocache=False
+        )
         for split in self.split_names:
             examples = self._builder.as_dataset(
                 split=split, decoders=decoders, read_config=config, shuffle_files=False
