@@ -19,7 +19,7 @@ def test_seconds_are_sorted_by_stage_and_activity():
     dvc = 'process 3:"dvc repro";'
     found = profile.seconds_by_stage(
         [
-            stack("stages.evaluate head", executed, 40, number=21),
+            stack("stages.evaluate head", executed, 40, number=2),
             stack("stages.fine_tune", executed, 60, parent=dvc),
             stack("stages.fine_tune", traced, 20),
             stack("stages.fine_tune", imported, 10),
@@ -29,6 +29,7 @@ def test_seconds_are_sorted_by_stage_and_activity():
             stack("stages.fine_tune", "Thread._bootstrap (threading.py:1002)", 1000),
             stack("c spawn", executed, 1000, parent='process 7:"python -m stages.fine_tune";'),
         ],
+        ["fetch", "fine_tune", "evaluate"],
         rate=20,
     )
     assert found == {

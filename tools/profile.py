@@ -12,14 +12,16 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from stages.common import params
 from stages.common.run import UserError, run
 
 RESULTS, PAGE = Path("benchmarks/profile.csv"), Path("benchmarks/profile.md")
+PIPELINE = Path("dvc.yaml")
 RATE = 20  # samples a second
-STAGE = re.compile(r'(\d+):"[^"]*-m stages\.(\w+)(?: (\w+))?"')
+STAGE = re.compile(r':"[^"]*-m stages\.(\w+)(?: (\w+))?"')
 # The first that fits counts. A pattern is searched for in the names of all functions and files that
 # were running, the innermost last, or where it ends in `$` in the innermost alone.
 ACTIVITIES = {
@@ -48,23 +50,25 @@ def activity(frames: str) -> str:
     return REST
 
 
-def seconds_by_stage(lines: Iterable[str], rate: int = RATE) -> dict[str, Counter]:
-    """Seconds of each activity in the main thread of each stage, in the order of their processes.
+def seconds_by_stage(
+    lines: Iterable[str], stages: Sequence[str], rate: int = RATE
+) -> dict[str, Counter]:
+    """Seconds of each activity in the main thread of each stage, in the order of `stages`.
 
     Args:
         lines: py-spy's raw format: `process N:"command";frame;…;frame samples`.
+        stages: as dvc.yaml names them.
         rate: samples a second.
     """
-    found: dict[tuple[int, str], Counter] = defaultdict(Counter)
+    found: dict[str, Counter] = defaultdict(Counter)
     for line in lines:
         stack, _, samples = line.rstrip().rpartition(" ")
         processes, _, frames = stack.partition("_run_module_as_main")
         # The last process is the one that was running; those before it started it.
         stage = re.search(STAGE, processes.rsplit("process ", 1)[-1])
         if stage and frames:
-            number, *names = filter(None, stage.groups())
-            found[int(number), "@".join(names)][activity(frames)] += int(samples) / rate
-    return {name: found[number, name] for number, name in sorted(found)}
+            found["@".join(filter(None, stage.groups()))][activity(frames)] += int(samples) / rate
+    return dict(sorted(found.items(), key=lambda item: stages.index(item[0].split("@")[0])))
 
 
 def rows(found: dict[str, Counter]) -> list[list]:
@@ -105,6 +109,7 @@ def filled(page: str, found: list[list]) -> str:
 def main() -> None:
     """Runs the command under py-spy."""
     command = sys.argv[1:] or ["dvc", "repro", "--force"]
+    stages = list(params.read(PIPELINE)["stages"])
     program = Path(sys.executable).with_name("py-spy")
     if not program.exists() and importlib.util.find_spec("py_spy") is None:
         raise UserError("py-spy is not installed; `make extra NAME=profile` installs it")
@@ -118,7 +123,7 @@ def main() -> None:
                 "other processes; see what it printed"
             )
         with output.open(encoding="utf-8", errors="replace") as lines:
-            found = rows(seconds_by_stage(lines))
+            found = rows(seconds_by_stage(lines, stages))
     if not found:
         raise UserError(f"{' '.join(command)} ran no stage; nothing was measured")
     RESULTS.parent.mkdir(exist_ok=True)
