@@ -3,10 +3,12 @@
 import io
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from tools import benchmark, benchmark_scale
+from stages.common import models, paths, shards
+from tools import benchmark, benchmark_scale, benchmark_training
 
 
 class Clock:
@@ -75,3 +77,23 @@ def test_every_stage_that_sees_all_images_is_measured(tmp_path):
     assert all(row.seconds > 0 and row.peak_mebibytes > 100 for row in measured)
     counts = json.loads((tmp_path / "metrics" / "data.json").read_text())
     assert counts["images"] == 120
+
+
+def test_an_epoch_of_fine_tuning_is_compared_with_networks_that_train(
+    tmp_path, monkeypatch, toy_classifier
+):
+    """The one that is not folded has to be as `models.training_model` builds the other."""
+    monkeypatch.chdir(tmp_path)
+    models.save(toy_classifier("dense"), paths.HEAD)
+    pictures = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+    shards.write_all(
+        paths.IMAGES / "train",
+        ((picture, number % 3, str(number)) for number, picture in enumerate(pictures)),
+        "uint8",
+        ["a", "b", "c"],
+    )
+    cases, count = benchmark_training.fine_tuning()
+    assert count == 64
+    losses = {name: case().history["loss"][0] for name, case in cases.items()}
+    assert all(np.isfinite(loss) for loss in losses.values())
+    assert len(losses) == 3
