@@ -139,7 +139,7 @@ def main() -> None:
     image_size = model.get_layer("resize").height
     batches = shards.batches(folder, parameters.batch_size, image_size=image_size)
     probabilities, labels, ids = training.predict(
-        averaged(model, parameters.test_time_augment.symmetries),
+        averaged(models.on_device(model), parameters.test_time_augment.symmetries),
         batches,
         index.count,
         f"evaluate {name}",

@@ -16,6 +16,7 @@ from stages.common import (
     augment,
     blocks,
     folding,
+    geometry,
     models,
     onnx_engine,
     params,
@@ -64,7 +65,7 @@ def feature_function(backbone_model, features: str, symmetries):
     """A compiled function from images (batch, height, width, 3) to (batch, views, …) float16."""
     import tensorflow as tf
 
-    resize = backbone_model.get_layer("resize")
+    resize = geometry.on_device(backbone_model.get_layer("resize"))
     network = folding.folded(backbone_model.get_layer("backbone"))
 
     @tf.function(reduce_retracing=True)

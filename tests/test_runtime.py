@@ -8,9 +8,22 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from stages import extract_features, train_head
 from stages import fine_tune as stage
-from stages.common import backbones, heads, models, params, paths, runtime, shards, training
+from stages.common import (
+    augment,
+    backbones,
+    geometry,
+    heads,
+    models,
+    params,
+    paths,
+    runtime,
+    shards,
+    training,
+)
 from stages.common.run import UserError, start_tensorflow
 
 ROOT = Path(__file__).parents[1]
@@ -156,6 +169,77 @@ def test_a_gpu_is_deterministic_unless_told_otherwise(monkeypatch):
     assert asked == []
     start_tensorflow(0)
     assert asked == ["deterministic"]
+
+
+@pytest.fixture
+def with_gpu(monkeypatch):
+    """What is built looks as on a GPU box; it runs where it can."""
+    real = tf.config.list_physical_devices
+    monkeypatch.setattr(
+        tf.config,
+        "list_physical_devices",
+        lambda kind=None: ["a GPU"] if kind == "GPU" else real(kind),
+    )
+
+
+def operations(function, *arguments) -> set[str]:
+    """The kernels that a compiled function calls, those of functions inside included."""
+    graph = function.get_concrete_function(*arguments).graph.as_graph_def()
+    every = [graph.node, *(inner.node_def for inner in graph.library.function)]
+    return {node.op for nodes in every for node in nodes}
+
+
+@pytest.mark.parametrize("side", [17, 32, 48])
+@pytest.mark.parametrize("size", [(32, 32), (50, 20)])
+def test_on_a_gpu_pictures_are_resized_to_what_they_are_on_a_cpu(with_gpu, size, side):
+    images = np.random.default_rng(0).uniform(0, 255, (2, *size, 3)).astype(np.float32)
+    compiled = tf.function(lambda one: geometry.antialiased(one, side), jit_compile=True)
+    np.testing.assert_allclose(
+        compiled(images), tf.image.resize(images, [side, side], antialias=True), atol=5e-3
+    )
+
+
+def test_on_a_gpu_no_picture_leaves_it_to_be_resized(project, with_gpu):
+    # TensorFlow has no such kernel for GPUs: an antialiased resize would run on one CPU thread.
+    images = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8)
+    model = models.load(paths.HEAD)
+    given = tf.TensorSpec([None, 40, 40, 3], tf.uint8)
+
+    running = models.on_device(model)
+    evaluated = tf.function(lambda one: running(one, training=False))
+    np.testing.assert_allclose(evaluated(images), model(images), atol=1e-4)
+    augmentation = augment.random_symmetry_layer([augment.IDENTITY], 0)
+    trained = models.training_model(model, augmentation, [40, 40, 3], image_sizes=[(1, 24)])
+    trained.begin_epoch(1)
+    stepped = tf.function(lambda one: trained(one, training=True))
+    backbone = backbones.build("tiny", None, 32)
+    extract = extract_features.feature_function(
+        models.with_any_size(backbone), "pooled", [augment.IDENTITY]
+    )
+    found = extract(images)
+    assert not {"ScaleAndTranslate"} & (operations(evaluated, given) | operations(stepped, given))
+    np.testing.assert_allclose(found, cpu_features(backbone, images), atol=2e-3)
+
+
+def cpu_features(backbone, images) -> np.ndarray:
+    resized = tf.image.resize(images, [32, 32], antialias=True)
+    return backbone(resized).numpy().mean(axis=(1, 2))[:, np.newaxis]
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad"])
+def test_on_a_gpu_pictures_that_are_cropped_or_padded_stay_as_they_were(with_gpu, resize):
+    layer = geometry.resizing_layer(16, resize)
+    wide = np.random.default_rng(0).uniform(0, 255, (1, 20, 40, 3)).astype(np.float32)
+    square = wide[:, :, :20]
+    np.testing.assert_array_equal(geometry.on_device(layer)(wide), layer(wide))
+    np.testing.assert_allclose(geometry.on_device(layer)(square), layer(square), atol=5e-3)
+
+
+def test_xla_is_left_out_of_training():
+    # Else Keras turns it on where there is a GPU and no determinism, and random crops fail in it.
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    training.compile_model(model, params.load("train_head", train_head.TrainHeadParams), 1)
+    assert model.jit_compile is False
 
 
 def test_settings_are_checked():

@@ -108,7 +108,8 @@ class Classifier:
         self.side: int = model.get_layer("resize").height
         self.channels: int = model.input_shape[-1]
         self.resize = geometry.of_layer(model.get_layer("resize"))
-        self._forward = tf.function(lambda batch: model(batch, training=False))
+        running = models.on_device(model)
+        self._forward = tf.function(lambda batch: running(batch, training=False))
         self._heat_maps = functools.cache(lambda: explain.heat_mapper(model))
 
     def picture(self, encoded: bytes) -> np.ndarray:

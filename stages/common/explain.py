@@ -43,6 +43,8 @@ def heat_mapper(model) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
             f"{tuple(shape)}"
         )
 
+    resize = geometry.on_device(resize)
+
     @tf.function(reduce_retracing=True)
     def of_batch(images, classes):
         feature_maps = backbone(resize(tf.cast(images, tf.float32)), training=False)

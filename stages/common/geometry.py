@@ -101,6 +101,87 @@ def resizing_layer(image_size: int, resize: str):
     )
 
 
+def on_device(layer):
+    """The layer `resize` as a network that runs calls it: pictures stay on their device.
+
+    On a CPU, and for pictures of which it shows a part or to which it adds, the layer itself.
+
+    Args:
+        layer: from `resizing_layer`.
+
+    Returns:
+        A layer of the same name and `height`, not to be saved.
+    """
+    import keras
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        return layer
+
+    class ResizingOnDevice(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name=layer.name)
+            self.height = layer.height
+
+        def call(self, images):
+            height, width = images.shape[1:3]
+            if of_layer(layer) == "squash" or (height is not None and height == width):
+                return antialiased(images, layer.height)
+            return layer(images)
+
+    return ResizingOnDevice()
+
+
+def antialiased(images, side):
+    """Pictures as squares, bilinear, antialiased where they shrink.
+
+    TensorFlow's own antialiased resize runs on CPUs alone (tensorflow#39246): on a GPU box every
+    batch would leave the device, wait for one CPU thread and come back, and XLA refuses it. There
+    it is two products of matrices, equal to rounding. On a CPU these are slower
+    (benchmarks/profile.md).
+
+    Args:
+        images: (batch, height, width, channels), numbers.
+        side: of the squares in pixels; a number, or a tensor of one whole number.
+
+    Returns:
+        (batch, side, side, channels), float32.
+    """
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return products(images, side)
+    return tf.image.resize(images, [side, side], antialias=True)
+
+
+def products(images, side):
+    """What `antialiased` does, as a product from the left and one from the right."""
+    import tensorflow as tf
+
+    images = tf.cast(images, tf.float32)
+    height, width = tf.unstack(tf.shape(images)[1:3])
+    lower = tf.einsum("ih,bhwc->biwc", _triangles(height, side), images)
+    squares = tf.einsum("jw,biwc->bijc", _triangles(width, side), lower)
+    # A network wants to know its sides before it runs.
+    known = side if isinstance(side, int) else None
+    return tf.ensure_shape(squares, [None, known, known, images.shape[-1]])
+
+
+def _triangles(source, target):
+    """(target, source), float32: what each pixel of a line gives to each one of the resized line.
+
+    A triangle around the pixel's centre, as wide as a pixel of the coarser of both lines.
+    """
+    import tensorflow as tf
+
+    source, target = tf.cast(source, tf.float32), tf.cast(target, tf.float32)
+    step = source / target
+    centres = (tf.range(target) + 0.5) * step
+    distances = tf.abs(centres[:, tf.newaxis] - (tf.range(source) + 0.5))
+    weights = tf.maximum(1.0 - distances / tf.maximum(step, 1.0), 0.0)
+    return weights / tf.reduce_sum(weights, axis=1, keepdims=True)
+
+
 def of_layer(layer) -> str:
     """The `resize` that a layer of `resizing_layer` was made with."""
     if layer.crop_to_aspect_ratio:

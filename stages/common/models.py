@@ -130,6 +130,21 @@ def logits_of(model):
     return keras.Model(model.input, model.get_layer("temperature").input, name="logits")
 
 
+def on_device(model):
+    """A classifier as it runs, layers shared, by geometry.on_device; not to be saved."""
+    import keras
+
+    layer = model.get_layer("resize")
+    running = geometry.on_device(layer)
+    if running is layer:
+        return model
+
+    def call(called, *arguments, **keywords):
+        return (running if called is layer else called)(*arguments, **keywords)
+
+    return keras.models.clone_model(model, clone_function=lambda one: one, call_function=call)
+
+
 def training_model(
     model,
     augmentation,
@@ -165,7 +180,6 @@ def training_model(
         UserError: `image_sizes` are given and the network does not take them.
     """
     import keras
-    import tensorflow as tf
     from keras import ops
 
     pool = [layer for layer in model.layers if layer.name == "pool"]
@@ -188,7 +202,7 @@ def training_model(
         def __init__(self):
             super().__init__(name="training")
             self.augmentation, self.mixture = augmentation, mixture
-            self.resize = model.get_layer("resize")
+            self.resize = geometry.on_device(model.get_layer("resize"))
             self.backbone = backbone
             self.pool = pool
             self.head = model.get_layer("head")
@@ -207,7 +221,7 @@ def training_model(
             # As the classifier's input does: a resize of bytes would round to bytes.
             images = ops.cast(images, "float32")
             if training and image_sizes is not None:
-                resized = tf.image.resize(images, [side.value] * 2, antialias=True)
+                resized = geometry.antialiased(images, side.value)
                 features = at_any_size(resized, training=update_statistics)
             else:
                 resized = self.resize(images)

@@ -154,6 +154,9 @@ def compile_model(
             from_logits=True, label_smoothing=parameters.label_smoothing
         ),
         metrics=["accuracy"],  # takes every image once, whatever its weight
+        # By itself Keras turns XLA on where there is a GPU and no determinism; XLA has no kernels
+        # for random crops and shifts, and the first step would end in its error.
+        jit_compile=False,
     )
 
 
