@@ -262,6 +262,7 @@ def fine_tune(
         rate_factors=rate_factors_by_epoch(
             trained.trainable_variables, model.get_layer("backbone"), parameters
         ),
+        steps_per_execution=settings.steps_per_execution,
         team=team,
     )
     if not writes:

@@ -52,9 +52,13 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def write_params(folder: Path, devices="auto", precision="float32", **changes) -> None:
+def write_params(
+    folder: Path, devices="auto", precision="float32", steps_per_execution=1, **changes
+) -> None:
     content = params.read(ROOT / "params.yaml")
-    content["runtime"].update(devices=devices, precision=precision)
+    content["runtime"].update(
+        devices=devices, precision=precision, steps_per_execution=steps_per_execution
+    )
     content["fine_tune"].update(epochs=3, batch_size=8, learning_rate=0.01, **changes)
     content["fine_tune"]["augment"].update(
         horizontal_flip=False, vertical_flip=False, quarter_turns=False, crop_area=1
@@ -240,6 +244,17 @@ def test_xla_is_left_out_of_training():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     training.compile_model(model, params.load("train_head", train_head.TrainHeadParams), 1)
     assert model.jit_compile is False
+
+
+def test_steps_that_python_does_not_see_train_alike(project):
+    # 32 images in batches of 8: 3 does not divide the epoch, 100 is more than it has.
+    outcomes = []
+    for steps_per_execution in (1, 3, 100):
+        write_params(project, steps_per_execution=steps_per_execution)
+        assert run(project, 1).returncode == 0
+        history = paths.PLOTS / "fine_tune" / "history.csv"
+        outcomes.append((history.read_text(), paths.FINE_TUNED.read_bytes()))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
 
 
 def test_settings_are_checked():

@@ -66,7 +66,7 @@ def test_preset_leaves_lines_that_it_does_not_change_as_they_were(project, monke
     changed = capsys.readouterr().out.splitlines()
     differing = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
     assert len(differing) == len(changed) > 3
-    assert "fine_tune.epochs: 12 → 2" in changed
+    assert "fine_tune.epochs: 30 → 2" in changed
     preset.main()
     assert "has all values" in capsys.readouterr().out
 

@@ -344,13 +344,14 @@ def test_clusters():
 
 def test_params_that_several_workers_cannot_follow_are_refused_together(alone):
     content = params.read(Path("params.yaml"))
-    content["runtime"].update(devices=2, precision="mixed_float16")
+    content["runtime"].update(devices=2, precision="mixed_float16", steps_per_execution=4)
     content["fine_tune"].update(seconds_budget=9.0, batch_norm_statistics="updated")
     Path("params.yaml").write_text(json.dumps(content))
     message = alone(config({"worker": TWO}))
     for expected in (
         "runtime.devices: expected auto with several workers (TF_CONFIG), received 2",
         "runtime.precision: expected float32 or mixed_bfloat16",
+        "runtime.steps_per_execution: expected 1 with several workers (TF_CONFIG), received 4",
         "fine_tune.seconds_budget: expected null",
         "fine_tune.batch_norm_statistics: expected frozen",
     ):

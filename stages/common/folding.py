@@ -135,7 +135,8 @@ def _folded_layer(convolution, norm, is_trained: bool):
                 pixels = ops.reshape(images, (-1, kernel.shape[-2]))
                 outputs = ops.matmul(pixels, ops.reshape(kernel, kernel.shape[-2:]))
                 outputs = tf.nn.bias_add(outputs, shift)
-                return ops.reshape(outputs, (*ops.shape(images)[:-1], kernel.shape[-1]))
+                shape = (*ops.shape(images)[:-1], kernel.shape[-1])
+                return ops.cast(ops.reshape(outputs, shape), norm.compute_dtype)
             outputs = convolve(
                 ops.cast(images, convolution.compute_dtype),
                 ops.cast(kernel, convolution.compute_dtype),

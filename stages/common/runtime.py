@@ -21,6 +21,7 @@ class RuntimeParams:
         Field(description="auto (all GPUs) or a whole number of 1 or more"),
     ]
     deterministic: params.Flag
+    steps_per_execution: params.PositiveInt
 
 
 def strategy(devices: int | str, batch_size: int):

@@ -104,6 +104,7 @@ def compile_model(
     parameters: TrainingParams,
     steps_per_epoch: int,
     rate_factors: Callable[[int], Sequence[float]] | None = None,
+    steps_per_execution: int = 1,
 ) -> None:
     """Compiles a model that gives logits, for one-hot labels.
 
@@ -120,6 +121,8 @@ def compile_model(
         steps_per_epoch: for the schedule.
         rate_factors: from an epoch, from 1, to what the rate of each trainable variable is
             multiplied by; None: 1.
+        steps_per_execution: that follow each other without Python in between, at most: as many as
+            divide an epoch into equal parts, since Keras would go beyond its end.
     """
     import keras
 
@@ -157,7 +160,12 @@ def compile_model(
         # By itself Keras turns XLA on where there is a GPU and no determinism; XLA has no kernels
         # for random crops and shifts, and the first step would end in its error.
         jit_compile=False,
+        steps_per_execution=_largest_divisor(steps_per_epoch, steps_per_execution),
     )
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(one for one in range(1, min(number, limit) + 1) if number % one == 0)
 
 
 def _with_rate_factors(kind, rate_factors: Callable[[int], Sequence[float]]):
@@ -286,6 +294,7 @@ def train(
     image_weights=None,
     image_size: int | None = None,
     rate_factors: Callable[[int], Sequence[float]] | None = None,
+    steps_per_execution: int = 1,
     prepare=lambda batches, first_batch: batches,
     team=None,
 ) -> float:
@@ -301,7 +310,7 @@ def train(
             resumes with equal ones.
         image_weights: a weights.ImageWeights, for the training images only; None: all equal.
         image_size: see shards.batches.
-        rate_factors: see `compile_model`.
+        rate_factors, steps_per_execution: see `compile_model`.
         prepare: from a dataset of (arrays, labels, ids) batches and the number of its first one,
             counted over all epochs, to the dataset that the model takes.
         team: a workers.Team, where several boxes train together; the learning curve is then written
@@ -314,7 +323,7 @@ def train(
     classes = len(index.class_names)
     weigh = None if image_weights is None else image_weights.function()
     steps_per_epoch = -(-index.count // parameters.batch_size)
-    compile_model(model, parameters, steps_per_epoch, rate_factors)
+    compile_model(model, parameters, steps_per_epoch, rate_factors, steps_per_execution)
 
     part = shards.ALL if team is None else team.part
 
@@ -558,13 +567,13 @@ class _Budget:
                 self.steps = 0
 
             def on_epoch_begin(self, epoch, logs=None):
-                self.steps = epoch * steps_per_epoch
+                self.steps = self.before = epoch * steps_per_epoch
 
             def on_train_batch_begin(self, batch, logs=None):
                 self.model.optimizer.learning_rate = budget.rate(self.steps, steps_per_epoch)
 
             def on_train_batch_end(self, batch, logs=None):
-                self.steps += 1
+                self.steps = self.before + batch + 1  # the last of those of one execution
                 budget.seconds = time.perf_counter() - self.started
                 if budget.spent and not self.model.stop_training:
                     self.model.stop_training = True

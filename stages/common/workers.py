@@ -137,6 +137,12 @@ def check_params(parameters, settings) -> None:
             "float32 or mixed_bfloat16",
             "each would scale the loss by its own gradients",
         ),
+        "runtime.steps_per_execution": (
+            settings.steps_per_execution,
+            settings.steps_per_execution != 1,
+            "1",
+            "they agree with each other after each step",
+        ),
         "fine_tune.seconds_budget": (
             parameters.seconds_budget,
             parameters.seconds_budget is not None,
