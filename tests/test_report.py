@@ -69,9 +69,19 @@ def test_verdict_says_lowers_where_the_interval_is_below_zero():
 @pytest.mark.parametrize(("low", "high"), [(-0.004, 0.056), (0.0, 0.05), (-0.05, 0.0)])
 def test_verdict_claims_no_difference_where_the_interval_has_zero(low, high):
     text = verdict(0.026, low=low, high=high)
-    assert text.startswith("No difference can be shown")
-    assert "includes zero" in text
+    assert text.startswith("No difference in accuracy can be shown")
+    assert text.endswith("which includes zero).")
     assert "raises" not in text
+
+
+def test_verdict_names_the_metrics_that_do_tell_the_models_apart():
+    none, up, down = ({"low": low, "high": low + 0.02} for low in (-0.01, 0.01, -0.03))
+    change = {"accuracy": {**none, "difference": 0.0}, "loss": down, "brier_score": down}
+    models = model_metrics(0.846), model_metrics(0.846)
+    text = wording.verdict(*models, {**change, "roc_auc": up, "f1_macro": none})
+    assert text.endswith("The fine-tuned model is better by ROC AUC, Loss and Brier score.")
+    text = wording.verdict(*models, {**change, "roc_auc": down})
+    assert "better by Loss and Brier score. The head is better by ROC AUC." in text
 
 
 def test_verdict_without_an_interval_claims_nothing():

@@ -117,7 +117,9 @@ def outcome(metric: Metric, change: Mapping) -> str:
 
 
 def verdict(head: Mapping, fine_tuned: Mapping, comparison: Mapping) -> str:
-    """One sentence: what fine-tuning did to the accuracy, as far as the test images can tell.
+    """What fine-tuning did to the accuracy, as far as the test images can tell.
+
+    Where they can't, a second sentence names the metrics in which they do tell the models apart.
 
     Args:
         head, fine_tuned: contents of metrics/<model>.json.
@@ -135,13 +137,28 @@ def verdict(head: Mapping, fine_tuned: Mapping, comparison: Mapping) -> str:
     interval = f"95{SPACE}% interval {ACCURACY.format_interval(change['low'], change['high'])}"
     if change["low"] <= 0 <= change["high"]:
         return (
-            f"No difference can be shown between the head and the fine-tuned model: accuracy on "
-            f"{images} is {before} and {after} ({difference}, {interval}, which includes zero)."
+            f"No difference in accuracy can be shown between the head and the fine-tuned model: on "
+            f"{images} it is {before} and {after} ({difference}, {interval}, which includes zero)."
+            f"{_other_differences(comparison)}"
         )
     verb = "raises" if change["low"] > 0 else "lowers"
     return (
         f"Fine-tuning {verb} accuracy on {images} from {before} to {after} "
         f"({difference}, {interval})."
+    )
+
+
+def _other_differences(comparison: Mapping) -> str:
+    """A sentence for each model that is better by some metrics, under their names, or nothing."""
+    better_in: dict[str, list[str]] = {}
+    for metric in METRICS:
+        found = outcome(metric, comparison.get(metric.key, {}))
+        if found.endswith(" better"):
+            better_in.setdefault(found.removesuffix(" better"), []).append(metric.name)
+    named = {"fine-tuned": "fine-tuned model", "head": "head"}
+    return "".join(
+        f" The {named[model]} is better by {listed(metrics)}."
+        for model, metrics in better_in.items()
     )
 
 
