@@ -23,8 +23,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from stages.common import duplicates, images, inventory, membership, params, paths, splits, tables
+from stages.common.columns import Categories, encode, give_back_large_arrays
 from stages.common.datasets.raw import RawDataset
-from stages.common.image_columns import Images, Rejected, encode, read_inventory, with_columns
+from stages.common.image_columns import Images, Rejected, read_inventory, with_columns
 from stages.common.run import UserError, progress, run, start_tensorflow
 
 DUPLICATES_FILE = Path("data/duplicates.csv")
@@ -194,7 +195,7 @@ def check_source(parameters: SplitParams, column_names: list[str], official: lis
 
 def assign(
     found: Images, groups: duplicates.Groups, parameters: SplitParams, seed: int
-) -> list[str]:
+) -> Categories:
     """The split of every image.
 
     Stratified: within each stratum (class, and `stratify_columns` where given) whole groups are
@@ -207,11 +208,13 @@ def assign(
         UserError: a split would be empty.
     """
     of_image, count = groups.of_image, len(groups.names)
-    split_of_group = np.full(count, membership.UNDECIDED)
+    split_of_group = np.full(count, membership.UNDECIDED, np.int8)
     for name in OFFICIAL_NAMES:
         if getattr(parameters, name) == "official":
             split_of_group[of_image[_official(found, name)]] = splits.SPLIT_NAMES.index(name)
-    free = np.flatnonzero(split_of_group == membership.UNDECIDED)
+    undecided = split_of_group == membership.UNDECIDED
+    # Where all are, views do: a million groups need not be copied.
+    free = slice(None) if undecided.all() else undecided
     shares = {
         "test": parameters.fractions.get("test", 0.0),
         "valid": parameters.fractions.get("valid", 0.0),
@@ -223,12 +226,12 @@ def assign(
         drawn = membership.draw_hashed(queue[free], **shares)
     else:
         if parameters.method == "sequential":
-            queue, strata = np.full(count, len(found)), np.zeros(count, np.int64)
+            queue, strata = np.full(count, len(found)), np.zeros(count, np.int32)
             np.minimum.at(queue, of_image, np.arange(len(found)))
         else:
             queue = membership.places(seed, groups.names, count)
             strata = _strata(found, of_image, count, parameters.stratify_columns or [])
-        sizes = np.bincount(of_image, minlength=count)
+        sizes = np.bincount(of_image, minlength=count).astype(np.int32)
         drawn = membership.draw(queue[free], strata[free], sizes[free], **shares)
     split_of_group[free] = drawn
     result = split_of_group[of_image]
@@ -240,13 +243,14 @@ def assign(
                 f"and fractions {parameters.fractions}; add images or "
                 f"{'lower split.folds' if folded else f'raise split.{name}'}"
             )
-    return [splits.SPLIT_NAMES[number] for number in result]
+    return Categories(result, splits.SPLIT_NAMES)
 
 
 def _official(found: Images, name: str) -> np.ndarray:
     """Which images the source put into its split of that kind, (images,), bool."""
     wanted = OFFICIAL_NAMES[name]
-    return np.fromiter((split in wanted for split in found.official_splits), bool, len(found))
+    official = found.official_splits
+    return np.array([split in wanted for split in official.names], bool)[official.codes]
 
 
 def _strata(found: Images, of_image, count: int, columns: Sequence[str]) -> np.ndarray:
@@ -254,8 +258,8 @@ def _strata(found: Images, of_image, count: int, columns: Sequence[str]) -> np.n
     codes, _ = encode(found.labels)
     for column in columns:
         values, names = encode(found.columns[column])
-        codes = codes * len(names) + values
-    strata = np.full(count, np.iinfo(np.int64).max)
+        codes = codes.astype(np.int64) * len(names) + values
+    strata = np.full(count, np.iinfo(codes.dtype).max, codes.dtype)
     np.minimum.at(strata, of_image, codes)
     return strata
 
@@ -380,7 +384,7 @@ def describe_gaps(labels: Sequence[str], assigned: Sequence[str]) -> list[str]:
 def groups_of_classes(labels: Sequence[str], of_image: np.ndarray) -> Counter:
     """Different groups in each class; one of several classes counts in each."""
     codes, names = encode(labels)
-    pairs = np.unique(of_image * len(names) + codes) % len(names)
+    pairs = np.unique(of_image.astype(np.int64) * len(names) + codes) % len(names)
     return Counter({names[code]: int(n) for code, n in enumerate(np.bincount(pairs))})
 
 
@@ -388,6 +392,7 @@ def main() -> None:
     """Reads the inventory, the columns of data/raw, and then the pictures that are shown."""
     parameters = params.load("split", SplitParams)
     seed = params.load_seed()
+    give_back_large_arrays()
     found, rejected = read_inventory(inventory.read())
     minimum = parameters.min_images_per_class
     per_class = Counter(found.labels)
@@ -410,20 +415,24 @@ def main() -> None:
     in_sample = sampled[groups.of_image]
     # A million images need not be there twice.
     used = found if in_sample.all() else found.where(in_sample)
-    groups = groups.where(sampled)
+    groups = groups if sampled.all() else groups.where(sampled)
     assigned = assign(used, groups, parameters, seed)
-    of_used = iter(assigned)
-    split_of = [next(of_used) if kept else NOT_SAMPLED for kept in in_sample]
+    codes = np.full(len(found), len(assigned.names), np.int8)
+    codes[in_sample] = assigned.codes
+    split_of = Categories(codes, [*assigned.names, NOT_SAMPLED])
 
+    names, columns = used.columns.keys(), used.columns.values()
     rows = (
         splits.SplitRow(
-            used.ids[index],
-            assigned[index],
-            used.labels[index],
+            image_id,
+            split,
+            label,
             group_id(groups.names[group]),
-            {name: values[index] for name, values in used.columns.items()},
+            dict(zip(names, values, strict=True)),
         )
-        for index, group in enumerate(groups.of_image)
+        for image_id, split, label, group, *values in zip(
+            used.ids, assigned, used.labels, groups.of_image, *columns, strict=True
+        )
     )
     splits.write(splits.SPLITS_FILE, rows, raw.column_names)
     tables.write_csv(DUPLICATES_FILE, DUPLICATES_COLUMNS, duplicate_rows(found, copies, split_of))

@@ -374,7 +374,7 @@ def test_a_sample_keeps_groups_and_their_names():
     groups = groups_of([*draw_items(6), dataclasses.replace(draw_items(4)[3], id="copy")])
     kept = np.array([name in (groups.names[0], groups.names[5]) for name in groups.names])
     sampled = groups.where(kept)
-    assert sampled.names == [groups.names[0], groups.names[5]]
+    assert list(sampled.names) == [groups.names[0], groups.names[5]]
     before = [groups.names[group] for group in groups.of_image if kept[group]]
     assert [sampled.names[group] for group in sampled.of_image] == before
 
@@ -581,7 +581,7 @@ def test_inventory_of_other_images_is_refused_and_rejected_ones_are_left_out():
         problems=Counter(empty_label=1, truncated=1),
         animated=3,
     )
-    assert with_columns(found, rejected, items).official_splits == ["train"] * 3
+    assert list(with_columns(found, rejected, items).official_splits) == ["train"] * 3
     for wrong in (items[:2], items[1:], [*items, *draw_items(1, first=9)], items[::-1]):
         with pytest.raises(UserError, match="not of the same images"):
             with_columns(found, rejected, wrong)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.common import plots
-from stages.common.image_columns import encode
+from stages.common.columns import encode
 from stages.common.splits import SPLIT_NAMES
 
 SPLIT_COLORS = dict(zip(SPLIT_NAMES, (plots.BLUE, plots.ORANGE, plots.GREEN), strict=True))

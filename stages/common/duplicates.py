@@ -29,7 +29,6 @@ judgement of people, 3.3 % of the official test images have one among the traini
 and Denzler 2020, "Do We Train on Test Data?", ciFAIR).
 """
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -50,41 +49,52 @@ Pairs = tuple[np.ndarray, np.ndarray]  # two arrays (pairs,) of indices
 class Duplicates:
     """What looks alike. Contents are numbered from 0 in the order of the alphabet."""
 
-    contents: np.ndarray  # (images,), hexadecimal digests as bytes
-    first: np.ndarray  # (different contents,), int64, the first image that has each
-    copy_of: np.ndarray  # (images,), int64, number of the content
-    alike: np.ndarray  # (images,), int64, number of the group of exact copies and near duplicates
+    contents: np.ndarray  # (images,), digests of 32 bytes
+    first: np.ndarray  # (different contents,), int32, the first image that has each
+    copy_of: np.ndarray  # (images,), int32, number of the content
+    alike: np.ndarray  # (images,), int32, number of the group of exact copies and near duplicates
 
 
-class ContentNames(Sequence):
-    """The names of groups that no column joins, made when they are asked for.
+@dataclass(frozen=True)
+class GroupNames(Sequence[str]):
+    """The names of groups, made when they are asked for.
 
     A million of them at once would take as much memory as all else that is known of the images.
     """
 
-    def __init__(self, contents: np.ndarray, image_of: np.ndarray):
-        """Takes the digest of each image, and an image of each group."""
-        self._contents, self._image_of = contents, image_of
+    contents: np.ndarray  # (images,), digests, S32
+    image_of: np.ndarray  # (groups,), int32, the image that gives its content
+    values: Sequence[str] = ()  # of a column
+    value_of: np.ndarray | None = None  # (groups,), index into `values`, or above them: content
 
     def __len__(self) -> int:
-        return len(self._image_of)
+        return len(self.image_of)
 
     def __getitem__(self, group: int) -> str:
-        return f"content {self._contents[self._image_of[group]].decode()}"
+        if self.value_of is not None and self.value_of[group] < len(self.values):
+            return f"column {self.values[self.value_of[group]]}"
+        digest = self.contents[self.image_of[group]]
+        # NumPy leaves out null bytes at the end.
+        return f"content {digest.ljust(self.contents.itemsize, bytes(1)).hex()}"
+
+    def where(self, kept: np.ndarray) -> "GroupNames":
+        """Those of the groups for which `kept` (groups,), bool, is true."""
+        value_of = None if self.value_of is None else self.value_of[kept]
+        return GroupNames(self.contents, self.image_of[kept], self.values, value_of)
 
 
 @dataclass(frozen=True)
 class Groups:
     """What may not be parted: the number of each image's group, and each group's lasting name."""
 
-    of_image: np.ndarray  # (images,), int64, index into `names`
-    names: Sequence[str]
+    of_image: np.ndarray  # (images,), int32, index into `names`
+    names: GroupNames
 
     def where(self, kept: np.ndarray) -> "Groups":
         """Only those groups, and their images, for which `kept` (groups,), bool, is true."""
-        number = np.cumsum(kept) - 1
+        number = np.cumsum(kept, dtype=np.int32) - 1
         of_image = number[self.of_image[kept[self.of_image]]]
-        return Groups(of_image, list(itertools.compress(self.names, kept)))
+        return Groups(of_image, self.names.where(kept))
 
 
 def find(
@@ -93,16 +103,32 @@ def find(
     """Exact copies, and near duplicates up to `distance` bits (None: exact copies only).
 
     Args:
-        contents: (images,), hexadecimal digests as bytes.
+        contents: (images,), digests, S32.
         perceptual: (images,), uint64.
         aspects: (images,), width over height.
         distance: differing bits.
     """
-    _, first, copy_of = np.unique(contents, return_index=True, return_inverse=True)
+    first, copy_of = _number_contents(contents)
     if distance is None:
         return Duplicates(contents, first, copy_of, copy_of)
     near = near_groups(perceptual[first], aspects[first], distance)
     return Duplicates(contents, first, copy_of, near[copy_of])
+
+
+def _number_contents(contents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`first` and `copy_of` of Duplicates: what numpy.unique does, in a third of its memory."""
+    # As big-endian numbers the first bytes sort as the digests do, and tell nearly all apart.
+    starts = contents.view(">u8")[:: contents.itemsize // 8].astype(np.uint64)
+    order = np.argsort(starts, kind="stable").astype(np.int32)
+    tied = np.flatnonzero(starts[order[1:]] == starts[order[:-1]])
+    is_first = np.ones(len(order), bool)
+    is_first[tied + 1] = contents[order[tied + 1]] != contents[order[tied]]
+    if is_first[tied + 1].any():  # two digests of one start, which no data set is known to have
+        order = np.argsort(contents, kind="stable")
+        is_first[1:] = contents[order[1:]] != contents[order[:-1]]
+    copy_of = np.empty(len(order), np.int32)
+    copy_of[order] = np.cumsum(is_first, dtype=np.int32) - 1
+    return order[is_first], copy_of
 
 
 def join(duplicates: Duplicates, column: Sequence[str] | None) -> Groups:
@@ -120,37 +146,34 @@ def join(duplicates: Duplicates, column: Sequence[str] | None) -> Groups:
     alike = duplicates.alike
     count = int(alike.max(initial=-1)) + 1
     first_content = _smallest(alike, duplicates.copy_of, count)
-    of_contents = ContentNames(duplicates.contents, duplicates.first[first_content])
+    image_of = duplicates.first[first_content]
     values = sorted(set(() if column is None else column) - {""})
     if not values:
-        return Groups(alike, of_contents)
+        return Groups(alike, GroupNames(duplicates.contents, image_of))
     number = {value: index for index, value in enumerate(values)}
-    codes = np.array([number.get(value, -1) for value in column])
+    codes = np.fromiter((number.get(value, -1) for value in column), np.int32, len(alike))
     has_value = codes >= 0
     edges = (alike[has_value], count + codes[has_value])
-    joined = _merge(np.arange(count + len(values)), [edges])
+    joined = _merge(np.arange(count + len(values), dtype=np.int32), [edges])
     groups = int(joined.max()) + 1
-    first_value = _smallest(joined[count:], np.arange(len(values)), groups)
+    first_value = _smallest(joined[count:], np.arange(len(values), dtype=np.int32), groups)
     # A group that no column joins to others is one of those that look alike.
-    first_alike = _smallest(joined[:count], np.arange(count), groups)
-    names = [
-        f"column {values[value]}" if value < len(values) else of_contents[alike_group]
-        for value, alike_group in zip(first_value, first_alike, strict=True)
-    ]
+    first_alike = _smallest(joined[:count], np.arange(count, dtype=np.int32), groups)
+    names = GroupNames(duplicates.contents, image_of[first_alike], values, first_value)
     return Groups(joined[alike], names)
 
 
 def members(duplicates: Duplicates) -> Iterator[np.ndarray]:
     """The indices of the images of each group of two or more alike, the largest group first."""
     sizes = np.bincount(duplicates.alike)
-    order = np.lexsort((duplicates.copy_of, duplicates.alike))
-    ends = np.cumsum(sizes)
+    listed = np.flatnonzero(sizes[duplicates.alike] > 1)
+    groups, contents = duplicates.alike[listed], duplicates.copy_of[listed]
+    order = np.lexsort((contents, groups))
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    lengths = np.diff(starts, append=len(order))
     # Of equal size, the one with the first content in the alphabet: file order has no say.
-    first = _smallest(duplicates.alike, duplicates.copy_of, len(sizes))
-    for group in np.lexsort((first, -sizes)):
-        if sizes[group] < 2:
-            return
-        yield order[ends[group] - sizes[group] : ends[group]]
+    for group in np.lexsort((contents[order[starts]], -lengths)):
+        yield listed[order[starts[group] : starts[group] + lengths[group]]]
 
 
 def conflicts(duplicates: Duplicates, labels: np.ndarray) -> list[np.ndarray]:
@@ -161,7 +184,7 @@ def conflicts(duplicates: Duplicates, labels: np.ndarray) -> list[np.ndarray]:
         labels: (images,), numbers from 0.
     """
     classes = int(labels.max(initial=0)) + 1
-    contents = np.unique(duplicates.copy_of * classes + labels) // classes
+    contents = np.unique(duplicates.copy_of.astype(np.int64) * classes + labels) // classes
     content, different = np.unique(contents, return_counts=True)
     order = np.flatnonzero(np.isin(duplicates.copy_of, content[different > 1]))
     order = order[np.argsort(duplicates.copy_of[order], kind="stable")]
@@ -187,7 +210,7 @@ def counts(duplicates: Duplicates) -> dict[str, int]:
 
 
 def near_groups(perceptual: np.ndarray, aspects: np.ndarray, distance: int) -> np.ndarray:
-    """The number (0, 1, …) of each image's group of near duplicates, (images,), int64.
+    """The number (0, 1, …) of each image's group of near duplicates, (images,), int32.
 
     Args:
         perceptual: (images,), uint64.
@@ -197,23 +220,27 @@ def near_groups(perceptual: np.ndarray, aspects: np.ndarray, distance: int) -> n
     signs = np.bitwise_count(perceptual)
     textured = np.flatnonzero((signs >= LEAST_SIGNS) & (signs <= BITS - LEAST_SIGNS))
     if len(textured) == 0:
-        return np.arange(len(perceptual))
+        return np.arange(len(perceptual), dtype=np.int32)
     # Equal hashes are chained along their aspect ratios, which costs a sort however many they are;
     # the first of each chain stands for it from here on.
-    order = textured[np.lexsort((aspects[textured], perceptual[textured]))]
+    order = textured[np.lexsort((aspects[textured], perceptual[textured]))].astype(np.int32)
+    del signs, textured
     follows = (perceptual[order[1:]] == perceptual[order[:-1]]) & _same_shape(
         aspects[order[1:]], aspects[order[:-1]]
     )
-    chain = np.concatenate([[0], np.cumsum(~follows)])
     heads = order[np.flatnonzero(np.concatenate([[True], ~follows]))]
+    followers = np.flatnonzero(follows) + 1
+    # Of each, the last head before it.
+    chained = order[followers], heads[followers - np.arange(1, len(followers) + 1)]
+    del order, follows, followers
 
     def edges() -> Iterator[Pairs]:
-        yield order, heads[chain]
+        yield chained
         for first, second in near_pairs(perceptual[heads], distance):
             shaped = _same_shape(aspects[heads[first]], aspects[heads[second]])
             yield heads[first[shaped]], heads[second[shaped]]
 
-    return _merge(np.arange(len(perceptual)), edges())
+    return _merge(np.arange(len(perceptual), dtype=np.int32), edges())
 
 
 def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[Pairs]:
@@ -228,26 +255,39 @@ def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[Pairs]:
         hashes: (images,), uint64; nearly all different.
         distance: differing bits.
     """
-    yield from _near_pairs_among(hashes, np.arange(len(hashes)), distance)
+    yield from _near_pairs_among(hashes, np.arange(len(hashes), dtype=np.int32), distance)
 
 
 def _near_pairs_among(hashes, indices, distance: int) -> Iterator[Pairs]:
     bands = _deal_bits(hashes[indices], distance + 1)
-    runs = (np.unique(hashes[indices] & band, return_counts=True)[1] for band in bands)
-    comparisons = sum(int((lengths**2).sum()) for lengths in runs)
+    comparisons = sum(_comparisons(hashes[indices] & band) for band in bands)
     if len(indices) > LONGEST_RUN and 2 * comparisons > len(indices) ** 2:
         bands = [np.uint64(0)]  # no band would help: one run of all
     for band in bands:
         keys = hashes[indices] & band
-        order = np.argsort(keys, kind="stable")
-        starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
-        ends = np.append(starts[1:], len(order))
-        lengths = ends - starts
-        long = (lengths > LONGEST_RUN) & (len(bands) > 1)
+        order = np.argsort(keys, kind="stable").astype(np.int32)
+        starts, ends = _runs(keys[order])
+        ordered = indices[order]
+        del keys, order
+        long = (ends - starts > LONGEST_RUN) & (len(bands) > 1)
         for start, end in zip(starts[long], ends[long], strict=True):
-            yield from _near_pairs_among(hashes, indices[order[start:end]], distance)
-        ends[long] = starts[long]  # done: nothing is left to compare in them
-        yield from _compare_runs(hashes, indices[order], ends, lengths, distance)
+            yield from _near_pairs_among(hashes, ordered[start:end], distance)
+        yield from _compare_runs(hashes, ordered, starts[~long], ends[~long], distance)
+
+
+def _comparisons(keys: np.ndarray) -> int:
+    """The sum of the squares of the lengths of all runs of equal keys."""
+    keys.sort()
+    starts, ends = _runs(keys)
+    lengths = ends - starts
+    return int((lengths**2).sum()) + len(keys) - int(lengths.sum())
+
+
+def _runs(keys: np.ndarray) -> Pairs:
+    """Where runs of two equal keys or more begin and end, of sorted keys."""
+    same = keys[1:] == keys[:-1]
+    edges = np.diff(same.view(np.int8), prepend=np.int8(0), append=np.int8(0))
+    return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) + 1
 
 
 def _deal_bits(hashes: np.ndarray, count: int) -> list[np.uint64]:
@@ -260,14 +300,16 @@ def _deal_bits(hashes: np.ndarray, count: int) -> list[np.uint64]:
     ]
 
 
-def _compare_runs(hashes, ordered, ends, lengths, distance: int) -> Iterator[Pairs]:
+def _compare_runs(hashes, ordered, starts, ends, distance: int) -> Iterator[Pairs]:
     """Near pairs within runs of `ordered`: every member with the next, the next but one, …"""
+    lengths = ends - starts
     end_of = np.repeat(ends, lengths)
-    members = np.arange(len(ordered))
+    members = np.arange(len(end_of)) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
     offset = 0
     while len(members):
         offset += 1
-        members = members[members + offset < end_of[members]]
+        inside = members + offset < end_of
+        members, end_of = members[inside], end_of[inside]
         first, second = ordered[members], ordered[members + offset]
         near = np.bitwise_count(hashes[first] ^ hashes[second]) <= distance
         if near.any():
@@ -280,7 +322,7 @@ def _same_shape(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _smallest(groups: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     """The smallest value in each group, (count,); the largest integer where a group has none."""
-    smallest = np.full(count, np.iinfo(np.int64).max)
+    smallest = np.full(count, np.iinfo(values.dtype).max, values.dtype)
     np.minimum.at(smallest, groups, values)
     return smallest
 
@@ -310,5 +352,7 @@ def _connect(labels: np.ndarray, pairs: list[Pairs]) -> np.ndarray:
     second = labels[np.concatenate([second for _, second in pairs])]
     edges = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(labels),) * 2)
     _, joined = connected_components(edges, directed=False)
-    used = joined.astype(np.int64)[labels]
-    return np.unique(used, return_inverse=True)[1]
+    used = joined[labels]
+    there = np.zeros(len(labels), bool)
+    there[used] = True
+    return (np.cumsum(there, dtype=np.int32) - 1)[used]

@@ -5,7 +5,6 @@ Reads:  the rows of data/inventory.csv, and the examples of data/raw without dec
 
 import dataclasses
 import itertools
-import sys
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,29 +13,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.common import inventory, paths
+from stages.common.columns import Categories, StoredTexts
 from stages.common.datasets.raw import RawImage
 from stages.common.run import UserError
 
-TEXT = np.dtypes.StringDType()  # 16 bytes, and its length where that is above 15
-TEXTS_AT_ONCE = 10_000
+CONTENT = np.dtype("S32")  # sha256; NumPy leaves out null bytes at the end of what it gives back
 
 
 @dataclass(frozen=True)
 class Images:
     """What the split needs to know of the images, in columns of equal length: no pixels.
 
-    A million images are some two hundred megabytes this way, and a gigabyte as objects.
+    A million images are 64 megabytes this way; ids, names and other texts are on the disk.
     """
 
-    ids: np.ndarray  # (images,), texts
-    names: np.ndarray  # (images,), texts: what people know them by
-    labels: list[str]
-    contents: np.ndarray  # (images,), bytes: sha256 in hexadecimal
+    ids: Sequence[str]
+    names: Sequence[str]  # what people know them by
+    labels: Categories
+    contents: np.ndarray  # (images,), CONTENT
     perceptual: np.ndarray  # (images,), uint64
-    sizes: np.ndarray  # (images, 2), width and height in pixels
+    sizes: np.ndarray  # (images, 2), int32, width and height in pixels
     means: np.ndarray  # (images, 3), float32, of red, green and blue, 0–255
-    official_splits: list[str] = dataclasses.field(default_factory=list)
-    columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # (images,), texts
+    official_splits: Categories
+    columns: dict[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -49,7 +48,9 @@ class Images:
                 return {name: pick(values) for name, values in column.items()}
             if isinstance(column, np.ndarray):
                 return column[kept]
-            return list(itertools.compress(column, kept))
+            if isinstance(column, Categories):
+                return Categories(column.codes[kept], column.names)
+            return StoredTexts(itertools.compress(column, kept))
 
         picked = {field.name: pick(getattr(self, field.name)) for field in dataclasses.fields(self)}
         return Images(**picked)
@@ -65,27 +66,10 @@ class Rejected:
     animated: int  # images of more than one frame, of which the first is used
 
 
-class _Texts:
-    """A column of texts that grows: half of what a list of them takes, and an array in the end."""
-
-    def __init__(self):
-        self._full: list[np.ndarray] = []
-        self._latest: list[str] = []
-
-    def append(self, text: str) -> None:
-        self._latest.append(text)
-        if len(self._latest) == TEXTS_AT_ONCE:
-            self._full.append(np.array(self._latest, TEXT))
-            self._latest = []
-
-    def to_array(self) -> np.ndarray:
-        """All of them, (texts,)."""
-        return np.concatenate([*self._full, np.array(self._latest, TEXT)])
-
-
 def read_inventory(rows: Iterable[inventory.InventoryRow]) -> tuple[Images, Rejected]:
     """The images that can be used, without columns and official splits yet, and the others."""
-    ids, names, labels, contents = _Texts(), _Texts(), [], bytearray()
+    ids, names, contents, labels = StoredTexts(), StoredTexts(), bytearray(), array("i")
+    number: dict[str, int] = {}  # of each label
     perceptual, sizes, means = array("Q"), array("i"), array("f")
     rejected_ids, rejected_labels, problems, animated = set(), set(), Counter(), 0
     for row in rows:
@@ -96,20 +80,21 @@ def read_inventory(rows: Iterable[inventory.InventoryRow]) -> tuple[Images, Reje
             continue
         ids.append(row.id)
         names.append(row.name)
-        labels.append(sys.intern(row.label))
-        contents += row.content.encode()
+        labels.append(number.setdefault(row.label, len(number)))
+        contents += bytes.fromhex(row.content)
         perceptual.append(int(row.perceptual, 16))
         sizes.extend((row.width, row.height))
         means.extend((row.red, row.green, row.blue))
         animated += row.frames > 1
     found = Images(
-        ids=ids.to_array(),
-        names=names.to_array(),
-        labels=labels,
-        contents=np.frombuffer(contents, "S64"),
+        ids=ids,
+        names=names,
+        labels=Categories(np.frombuffer(labels, np.int32), list(number)),
+        contents=np.frombuffer(contents, CONTENT),
         perceptual=np.frombuffer(perceptual, np.uint64),
         sizes=np.frombuffer(sizes, np.int32).reshape(-1, 2),
         means=np.frombuffer(means, np.float32).reshape(-1, 3),
+        official_splits=Categories.of([]),
     )
     return found, Rejected(frozenset(rejected_ids), frozenset(rejected_labels), problems, animated)
 
@@ -120,21 +105,21 @@ def with_columns(found: Images, rejected: Rejected, raw: Iterable[RawImage]) -> 
     Raises:
         UserError: the inventory is of other images.
     """
-    official: list[str] = []
-    columns: dict[str, _Texts] = defaultdict(_Texts)
+    official, number = array("i"), {}
+    columns: dict[str, StoredTexts] = defaultdict(StoredTexts)
     expected = iter(found.ids)
     for image in raw:
         if image.id in rejected.ids:
             continue
         if image.id != next(expected, ""):
             raise _other_images(image.id)
-        official.append(sys.intern(image.official_split))
+        official.append(number.setdefault(image.official_split, len(number)))
         for name, value in image.columns.items():
             columns[name].append(str(value))
     for image_id in expected:
         raise _other_images(image_id)
-    texts = {name: column.to_array() for name, column in columns.items()}
-    return dataclasses.replace(found, official_splits=official, columns=texts)
+    splits = Categories(np.frombuffer(official, np.int32), list(number))
+    return dataclasses.replace(found, official_splits=splits, columns=dict(columns))
 
 
 def _other_images(image_id: str) -> UserError:
@@ -142,10 +127,3 @@ def _other_images(image_id: str) -> UserError:
         f"{inventory.INVENTORY_FILE} and {paths.RAW} are not of the same images (at {image_id}); "
         "run `dvc repro --force --single-item fetch`"
     )
-
-
-def encode(values: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Texts as numbers, and the texts in the order of the alphabet that the numbers stand for."""
-    names = sorted(set(values))
-    number = {name: index for index, name in enumerate(names)}
-    return np.fromiter(map(number.__getitem__, values), np.int64, len(values)), names

@@ -65,8 +65,8 @@ def draw(
     """
     shares = [test, 1 - test] if folds is None else [1 / folds] * folds
     tests, valids = _Divider(shares), _Divider([valid / (1 - shares[0]), 1.0])
-    result = np.full(len(queue), TRAIN)
-    order = np.lexsort((queue, strata))
+    result = np.full(len(queue), TRAIN, np.int8)
+    order = np.lexsort((queue, strata)).astype(np.int32)
     ends = np.flatnonzero(np.diff(strata[order], append=-1)) + 1
     for stratum in np.split(order, ends[:-1]):
         part = (tests.cut(sizes[stratum]) - fold) % len(shares)
