@@ -94,7 +94,8 @@ def main() -> None:
     images = params.load("preprocess", geometry.PreprocessParams)
     start_tensorflow()
     backbone = network(parameters, images.channels)
-    models.save(models.with_any_size(backbone, images.resize), paths.BACKBONE)
+    model = models.with_any_size(backbone, images.resize)
+    models.save(model, paths.BACKBONE, shrunk_to=images.image_size)
     print(
         f"{parameters.name}: {backbone.count_params():,} parameters, {len(backbone.layers)} layers"
     )

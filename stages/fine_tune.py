@@ -269,7 +269,7 @@ def fine_tune(
         return
     runtime.set_precision(model.get_layer("backbone"), "float32")  # as all models are saved
     fine_tuned = models.with_temperature(model, temperature)
-    models.save(fine_tuned, paths.FINE_TUNED, index.class_names)
+    models.save(fine_tuned, paths.FINE_TUNED, index.class_names, models.shrunk_to(paths.HEAD))
 
 
 def main() -> None:

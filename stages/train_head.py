@@ -167,7 +167,7 @@ def main() -> None:
     saved_head = build_head()
     saved_head.set_weights(head.get_weights())
     model = models.assemble(backbone_model, saved_head, temperature)
-    models.save(model, paths.HEAD, index.class_names)
+    models.save(model, paths.HEAD, index.class_names, models.shrunk_to(paths.BACKBONE))
     frozen = model.count_params() - head.count_params()
     print(f"{head.count_params():,} parameters trained, {frozen:,} frozen")
 

@@ -14,6 +14,7 @@ import h5py
 import pytest
 import yaml
 
+from stages.common import models
 from tests.toy_project import ToyProject
 from tools import revisions
 
@@ -76,6 +77,11 @@ def test_report_is_one_page_about_this_run(project):
     assert f"{100 * metrics['accuracy']:.1f}" in page
     for class_name in metrics["class"]:
         assert class_name in page
+
+
+def test_each_model_file_says_what_a_new_picture_is_shrunk_to(project):
+    for path in sorted((project.folder / "models").glob("*.keras")):
+        assert models.shrunk_to(path) == 24, path
 
 
 def test_the_models_carry_no_optimizer(project):

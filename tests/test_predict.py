@@ -91,6 +91,24 @@ def test_what_is_printed_is_what_the_model_says(folder, model_file):
         assert prediction.likeliest == [(NAMES[row.argmax()], pytest.approx(row.max(), abs=1e-5))]
 
 
+def test_a_picture_is_shrunk_as_those_that_the_model_trained_on(folder, model_file, tmp_path):
+    model = models.load(model_file)
+    models.save(model, tmp_path / "model.keras", NAMES, shrunk_to=40)
+    classifier = predict.Classifier(tmp_path / "model.keras")
+    picture = Image.open(folder / "deep" / "3.png")  # 90 by 90
+    stored = np.asarray(geometry.shrink(picture, 40, "squash"))
+    expected = model.predict(stored[None].astype("float32"), verbose=0)
+    given = (folder / "deep" / "3.png").read_bytes()
+    assert classifier.decode(given).tolist() == stored.tolist()
+    found = classifier.probabilities(classifier.picture(given)[None])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    at_once = classifier.picture(Path(folder / "0.png").read_bytes())  # 32 by 32: stays as it is
+    assert at_once.astype("uint8").tolist() == np.asarray(Image.open(folder / "0.png")).tolist()
+    # In one go the picture would be another one.
+    straight = np.asarray(geometry.shrink(picture, 32, "squash"), "float32")
+    assert np.abs(classifier.picture(given) - straight).max() > 5
+
+
 def test_json_is_one_list(folder, model_file, capsys):
     prediction = predict.Prediction(folder / "0.png", [("rot & süß", 0.75)])
     predict.write_json(iter([prediction, prediction]), sys.stdout)

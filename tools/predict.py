@@ -93,7 +93,7 @@ def read_files(files: Iterable[Path]) -> Iterator[ImageFile]:
 
 class Classifier:
     """A model file, ready to use: `class_names`, `side` of its square input in pixels and that
-    input's `channels`, passes.
+    input's `channels`, and to how many pixels a picture is `shrunk_to` before.
 
     Raises:
         UserError: the file is no classifier that train_head or fine_tune saved.
@@ -106,6 +106,8 @@ class Classifier:
 
         model = models.load(path)
         self.side: int = model.get_layer("resize").height
+        # Files that say nothing of it are older, or not of this pipeline.
+        self.shrunk_to: int = models.shrunk_to(path) or self.side
         self.channels: int = model.input_shape[-1]
         self.resize = geometry.of_layer(model.get_layer("resize"))
         running = models.on_device(model)
@@ -113,23 +115,46 @@ class Classifier:
         self._heat_maps = functools.cache(lambda: explain.heat_mapper(model))
 
     def picture(self, encoded: bytes) -> np.ndarray:
-        """An encoded image as the model sees it: (side, side, channels) uint8; or BadImage."""
-        return self.square(images.to_array(encoded, self.side, self.resize, self.channels))
+        """An encoded image as the model sees it: (side, side, channels) float32; or BadImage."""
+        return self.square(self.decode(encoded))
+
+    @property
+    def decode(self) -> Callable[[bytes], np.ndarray]:
+        """From an encoded image to what preprocess stores, (height, width, channels) uint8.
+
+        Other processes may do it: it holds no network.
+        """
+        return functools.partial(
+            images.to_array,
+            image_size=self.shrunk_to,
+            resize=self.resize,
+            channels=self.channels,
+        )
 
     def square(self, pixels: np.ndarray) -> np.ndarray:
-        """As shards.batches makes squares of stored images."""
-        if pixels.shape[:2] == (self.side, self.side):
-            return pixels
-        return shards.square_pixels(pixels, self.side, self.channels).numpy()
+        """A stored picture as the network's square, float32: what the model makes of it.
+
+        Of pictures that are smaller than `shrunk_to` values are whole numbers, as shards.batches
+        makes squares of stored images of several sizes.
+        """
+        if pixels.shape[:2] == (self.shrunk_to, self.shrunk_to):
+            return geometry.antialiased(pixels[np.newaxis], self.side).numpy()[0]
+        return shards.square_pixels(pixels, self.side, self.channels).numpy().astype(np.float32)
 
     def probabilities(self, pictures: np.ndarray) -> np.ndarray:
-        """(batch, side, side, channels) uint8 to (batch, classes) float32."""
+        """(batch, side, side, channels), 0–255, to (batch, classes) float32."""
         return self._forward(pictures).numpy()
 
     def overlays(self, pictures: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
-        """Each picture with where the network looked for its class (Grad-CAM), of equal shape."""
+        """Each picture with where the network looked for its class (Grad-CAM), uint8."""
         heat_maps = self._heat_maps()(pictures, classes)
-        return [explain.overlay(*pair) for pair in zip(pictures, heat_maps, strict=True)]
+        seen = as_bytes(pictures)
+        return [explain.overlay(*pair) for pair in zip(seen, heat_maps, strict=True)]
+
+
+def as_bytes(pictures: np.ndarray) -> np.ndarray:
+    """Pictures to look at, uint8, of numbers from 0 to 255."""
+    return np.clip(np.round(pictures), 0, 255).astype(np.uint8)
 
 
 def classify(
@@ -143,8 +168,7 @@ def classify(
 ) -> Iterator[Prediction]:
     """Predictions in the order of the files; memory is bounded by a few batches.
 
-    Images are decoded and shrunk as the pipeline does, for a `preprocess.image_size` that is the
-    model's own.
+    Images are decoded and shrunk as the pipeline does.
 
     Args:
         classifier: does the work.
@@ -152,7 +176,7 @@ def classify(
         top: how many classes to name.
         batch_size: images in one forward pass.
         on_bad: is told each file that can't be used, and why.
-        on_batch: gets paths, images (batch, side, side, channels) uint8 and probabilities
+        on_batch: gets paths, images (batch, side, side, channels) float32 and probabilities
             (batch, classes) of each batch.
     """
 
@@ -166,14 +190,8 @@ def classify(
             likeliest = [(classifier.class_names[place], float(row[place])) for place in best]
             yield Prediction(path, likeliest)
 
-    decode = functools.partial(
-        images.to_array,
-        image_size=classifier.side,
-        resize=classifier.resize,
-        channels=classifier.channels,
-    )
     waiting: list[tuple[Path, np.ndarray]] = []
-    for file, result in images.map_encoded(decode, read_files(files)):
+    for file, result in images.map_encoded(classifier.decode, read_files(files)):
         if isinstance(result, images.BadImage):
             on_bad(file.path, file.unreadable or str(result))
             continue
@@ -235,7 +253,8 @@ def explainer(
     def write(batch_paths: list[Path], pictures: np.ndarray, probabilities: np.ndarray) -> None:
         nonlocal written
         overlays = classifier.overlays(pictures, probabilities.argmax(axis=1))
-        for path, picture, overlay in zip(batch_paths, pictures, overlays, strict=True):
+        seen = as_bytes(pictures)
+        for path, picture, overlay in zip(batch_paths, seen, overlays, strict=True):
             written += 1
             both = np.concatenate([geometry.shown(picture), overlay], axis=1)
             Image.fromarray(both).save(folder / f"{written:06} {path.stem}.png")

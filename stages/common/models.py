@@ -24,7 +24,9 @@ from stages.common.run import UserError
 
 # The oldest date that a zip file can hold.
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+# Parts of a file of ours that Keras leaves alone.
 CLASS_NAMES_PART = "class_names.json"
+SHRUNK_TO_PART = "shrunk_to.json"
 
 
 def with_any_size(backbone, resize: str = "squash"):
@@ -295,7 +297,12 @@ def leaf_layers(model):
             yield layer
 
 
-def save(model, path: Path, class_names: Sequence[str] | None = None) -> None:
+def save(
+    model,
+    path: Path,
+    class_names: Sequence[str] | None = None,
+    shrunk_to: int | None = None,
+) -> None:
     """Saves an uncompiled model as a .keras file whose bytes depend on the model alone.
 
     Keras stores the date and memory addresses and the zip format stores times, so two saves of one
@@ -305,7 +312,10 @@ def save(model, path: Path, class_names: Sequence[str] | None = None) -> None:
         model: a keras.Model.
         path: of the file.
         class_names: of a classifier; they go with it in a part of the file that Keras leaves alone.
+        shrunk_to: `preprocess.image_size`, pixels: what a new picture is shrunk to before the model
+            sees it, as those were that it trained on; in another such part.
     """
+    parts = {CLASS_NAMES_PART: class_names and list(class_names), SHRUNK_TO_PART: shrunk_to}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         dated = Path(folder) / "model.keras"
@@ -318,9 +328,10 @@ def save(model, path: Path, class_names: Sequence[str] | None = None) -> None:
                     described.pop("date_saved", None)
                     content = json.dumps(described, sort_keys=True).encode()
                 target.writestr(zipfile.ZipInfo(name, ZIP_EPOCH), content)
-            if class_names is not None:
-                content = json.dumps(list(class_names), ensure_ascii=False)
-                target.writestr(zipfile.ZipInfo(CLASS_NAMES_PART, ZIP_EPOCH), content)
+            for name, part in parts.items():
+                if part is not None:
+                    content = json.dumps(part, ensure_ascii=False)
+                    target.writestr(zipfile.ZipInfo(name, ZIP_EPOCH), content)
 
 
 def class_names(path: Path) -> list[str]:
@@ -341,6 +352,14 @@ def class_names(path: Path) -> list[str]:
             f"{path} holds no class names: it is no classifier that train_head or fine_tune saved "
             "(Keras drops them where it saves such a file anew)"
         ) from None
+
+
+def shrunk_to(path: Path) -> int | None:
+    """The `shrunk_to` that `save` put into a file; None where it put none."""
+    with zipfile.ZipFile(path) as file:
+        if SHRUNK_TO_PART not in file.namelist():
+            return None
+        return json.loads(file.read(SHRUNK_TO_PART))
 
 
 def _without_addresses(described, numbers: dict[int, int]):
