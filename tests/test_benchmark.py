@@ -70,6 +70,30 @@ def test_rates_of_growth_leave_out_what_every_start_costs():
     assert cells[0] == ["fetch", "1000", "6.0", "600"]
 
 
+def test_small_numbers_of_images_are_measured_in_turn_and_their_medians_count(
+    tmp_path, monkeypatch
+):
+    seconds = iter([1, 10, 5, 30, 2, 20])
+    ran = []
+
+    def measure(folder, stage, count):
+        # Nothing of an earlier round is there.
+        assert sorted(path.name for path in (folder / "data").iterdir()) == ["own"]
+        (folder / "data" / "raw").mkdir()
+        (folder / "data" / "splits.csv").touch()
+        ran.append(count)
+        return benchmark_scale.Measured(stage, count, next(seconds), 600 + len(ran))
+
+    monkeypatch.setattr(benchmark_scale, "STAGES", ("fetch",))
+    monkeypatch.setattr(benchmark_scale, "measure", measure)
+    rows = benchmark_scale.measure_all([10, 20], tmp_path)
+    assert ran == [10, 20] * 3
+    assert [(row.images, row.seconds, row.peak_mebibytes) for row in rows] == [
+        (10, 2, 605),
+        (20, 20, 606),
+    ]
+
+
 @pytest.mark.slow
 def test_every_stage_that_sees_all_images_is_measured(tmp_path):
     benchmark_scale.make_project(tmp_path, 120)

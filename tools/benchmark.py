@@ -154,7 +154,7 @@ def main() -> None:
     decoded, trained, accuracies = {}, {}, {}
     head = partial(training.head_epochs, accuracies)
     for title, make, rounds in (
-        ("Ten epochs of a head, from shards", head, 3),
+        ("Ten epochs of a head, from shards", head, 5),
         ("Forward pass of the frozen network", training.forward_pass, ROUNDS),
         ("An epoch of fine-tuning", training.fine_tuning, ROUNDS),
         ("Nothing to do", training.nothing_to_do, ROUNDS),
@@ -164,7 +164,8 @@ def main() -> None:
         print("\n" + table(title, rows), flush=True)
         trained[title] = [asdict(row) for row in rows]
     for case, values in accuracies.items():
-        print(f"validation accuracy of the head, {case}: {statistics.median(values):.4f}")
+        mean, spread = statistics.mean(values), statistics.stdev(values)
+        print(f"validation accuracy of the head, {case}: {mean:.4f} ± {spread:.4f}")
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for title, kind, size, count in (
             ("JPEG, 4000 by 3000", "JPEG", (4000, 3000), 16),

@@ -1,7 +1,8 @@
 """Time and memory against the number of images: python -m tools.benchmark_scale 2500 10000 40000
 
 Makes that many small photographs in a temporary folder and runs the stages that see every image
-before training: fetch, split, preprocess. Writes benchmarks/scale.json.
+before training: fetch, split, preprocess; smaller numbers several times, in turn. Writes
+benchmarks/scale.json.
 """
 
 import argparse
@@ -9,10 +10,12 @@ import hashlib
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -28,6 +31,8 @@ RESULTS = Path("benchmarks/scale.json")
 STAGES = ("fetch", "split", "preprocess")
 CLASSES = 10
 SIDE = 32  # pixels
+ROUNDS = 3
+LARGEST_REPEATED = 200_000  # images; beyond, seconds that come and go are a small part
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -37,8 +42,9 @@ class Measured:
 
     stage: str
     images: int
-    seconds: float  # the start of Python and TensorFlow included
-    peak_mebibytes: float
+    seconds: float  # the start of Python and TensorFlow included; the median of all rounds
+    peak_mebibytes: float  # the highest of all rounds
+    all_seconds: tuple[float, ...] = ()  # of each round
 
 
 def write_photograph(number: int, folder: Path) -> None:
@@ -77,6 +83,49 @@ def measure(folder: Path, stage: str, count: int) -> Measured:
         os.environ.pop("PYTHONPATH")
         if environment is not None:
             os.environ["PYTHONPATH"] = environment
+
+
+def cores() -> int:
+    """Of this process, which `taskset` may hold to less than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def clear(folder: Path) -> None:
+    """Removes what stages wrote, as DVC does before each of them."""
+    for path in (folder / "data").iterdir():
+        if path.name != "own":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def measure_all(counts: Sequence[int], parent: Path) -> list[Measured]:
+    """Every stage on every number of images, in turn, as often as ROUNDS says.
+
+    Args:
+        counts: numbers of images.
+        parent: folder for the projects.
+    """
+    folders = {count: parent / str(count) for count in counts}
+    for count, folder in folders.items():
+        folder.mkdir()
+        make_project(folder, count)
+    rounds: dict[tuple[str, int], list[Measured]] = defaultdict(list)
+    for number in range(ROUNDS if max(counts) <= LARGEST_REPEATED else 1):
+        for count, folder in folders.items():
+            clear(folder)
+            for stage in STAGES:
+                measured = measure(folder, stage, count)
+                print(f"round {number + 1}: {measured}", file=sys.stderr, flush=True)
+                rounds[stage, count].append(measured)
+    return [
+        Measured(
+            stage,
+            count,
+            statistics.median(one.seconds for one in all_of_it),
+            max(one.peak_mebibytes for one in all_of_it),
+            tuple(one.seconds for one in all_of_it),
+        )
+        for (stage, count), all_of_it in rounds.items()
+    ]
 
 
 def md5_rate(mebibytes: int = 256) -> float:
@@ -119,17 +168,15 @@ def main() -> None:
     if counts[0] < 100:
         raise UserError(f"expected 100 images or more, received {counts[0]}")
     rows: list[Measured] = []
-    for count in counts:
-        folder = Path(tempfile.mkdtemp(prefix="warmstart-scale-"))
-        try:
-            make_project(folder, count)
-            rows += [measure(folder, stage, count) for stage in STAGES]
-        finally:
-            shutil.rmtree(folder)
+    repeated = [count for count in counts if count <= LARGEST_REPEATED]
+    alone = [[count] for count in counts if count > LARGEST_REPEATED]
+    for together in filter(None, [repeated, *alone]):
+        with tempfile.TemporaryDirectory(prefix="warmstart-scale-") as folder:
+            rows += measure_all(together, Path(folder))
         print(growth(rows), flush=True)
         RESULTS.parent.mkdir(exist_ok=True)
         results = {
-            "cores": os.cpu_count(),
+            "cores": cores(),
             "side": SIDE,
             "md5_mebibytes_per_second": md5_rate(),
             "rows": [asdict(row) for row in rows],

@@ -53,7 +53,9 @@ Cases = dict[str, Callable[[], object]]
 def head_epochs(accuracies: dict[str, list[float]]) -> tuple[Cases, int]:
     """Ten epochs of a head, from shards to a trained head, and the images that one call handles.
 
-    Same images, backbone, head, optimizer and epochs on both sides.
+    Same images, backbone, head, optimizer and epochs on both sides. Each round has a seed of its
+    own for the head's first weights and the order of the images: of one alone a single image may
+    decide.
 
     Args:
         accuracies: gets each case's accuracy on the validation split, a number for each call.
@@ -67,8 +69,11 @@ def head_epochs(accuracies: dict[str, list[float]]) -> tuple[Cases, int]:
     given = training.TrainingParams(**HEAD)
     steps = -(-index.count // BATCH)
 
-    def new_head(features):
-        keras.utils.set_random_seed(0)
+    def next_seed(case: str) -> int:
+        return len(accuracies.setdefault(case, []))
+
+    def new_head(features, seed: int):
+        keras.utils.set_random_seed(seed)
         return heads.build("dense", (features.shape[-1],), classes, hidden_units=[512], dropout=0.2)
 
     def labelled(split: str):
@@ -78,19 +83,21 @@ def head_epochs(accuracies: dict[str, list[float]]) -> tuple[Cases, int]:
 
     def tutorial() -> None:
         """The frozen network in the graph: every epoch goes through it again."""
+        seed = next_seed("tutorial")
         backbone.trainable = False
         images = keras.Input(index.shape or (side, side, 3))
         features = keras.layers.GlobalAveragePooling2D()(backbone(images, training=False))
-        model = keras.Model(images, new_head(features)(features))
+        model = keras.Model(images, new_head(features, seed)(features))
         training.compile_model(model, given, steps)
-        shuffled = labelled("train").shuffle(steps, seed=0)
+        shuffled = labelled("train").shuffle(steps, seed=seed)
         history = model.fit(
             shuffled, epochs=EPOCHS, validation_data=labelled("valid"), verbose=0
         ).history
-        accuracies.setdefault("tutorial", []).append(history["val_accuracy"][-1])
+        accuracies["tutorial"].append(history["val_accuracy"][-1])
 
     def ours() -> None:
         """The frozen network once, then the head alone."""
+        seed = next_seed("ours")
         extract = extract_features.feature_function(backbone, "pooled", [augment.IDENTITY])
         with tempfile.TemporaryDirectory() as folder:
             for split in ("train", "valid"):
@@ -104,14 +111,14 @@ def head_epochs(accuracies: dict[str, list[float]]) -> tuple[Cases, int]:
                     )
                 )
                 shards.write_all(Path(folder) / split, found, "float16", index.class_names)
-            model = new_head(backbone.output)
+            model = new_head(backbone.output, seed)
             training.compile_model(model, given, steps)
             history = training.fit(
                 model,
                 given,
                 make_training_batches=lambda first: training.with_one_hot(
                     shards.training_batches(
-                        Path(folder) / "train", BATCH, seed=0, first_epoch=first, epochs=EPOCHS
+                        Path(folder) / "train", BATCH, seed=seed, first_epoch=first, epochs=EPOCHS
                     ),
                     classes,
                 ),
@@ -121,7 +128,7 @@ def head_epochs(accuracies: dict[str, list[float]]) -> tuple[Cases, int]:
                 images_per_epoch=index.count,
                 backup=Path(folder) / "backup",
             )
-        accuracies.setdefault("ours", []).append(history[-1]["val_accuracy"])
+        accuracies["ours"].append(history[-1]["val_accuracy"])
 
     return {"the tutorial's loop": tutorial, "extract_features, train_head": ours}, index.count
 
