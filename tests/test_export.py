@@ -24,7 +24,8 @@ def project(tmp_path, monkeypatch) -> Path:
     backbone = models.with_any_size(backbones.build("tiny", None, 32))
     backbone = models.at_layers(backbone, ["block0_relu", "block1_relu"])
     head = heads.build("dense", (24,), 3, hidden_units=[8], dropout=0.2)
-    models.save(models.assemble(backbone, head, temperature=0.3), paths.FINE_TUNED, NAMES)
+    classifier = models.assemble(backbone, head, temperature=0.3)
+    models.save(classifier, paths.FINE_TUNED, NAMES, shrunk_to=40)
     random = np.random.default_rng(0)
     records = (
         (random.integers(0, 256, (20 + n, 40, 3), dtype=np.uint8), n % 3, f"id {n}")
@@ -64,6 +65,12 @@ def test_every_file_agrees_with_the_keras_model(project):
         assert rows[name]["largest_difference"] < 1e-5
     assert rows["model.int8.tflite"]["megabytes"] <= rows["model.float32.tflite"]["megabytes"]
     assert json.loads((project / "exports" / "class_names.json").read_text()) == NAMES
+    assert json.loads((project / "exports" / "input.json").read_text()) == {
+        "shrunk_to": 40,
+        "resize": "squash",
+        "side": 32,
+        "channels": 3,
+    }
     assert (project / "exports" / "table.md").read_text() in done.stdout
 
 

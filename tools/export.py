@@ -1,7 +1,9 @@
 """Exports a model for other programs, and runs every file: python -m tools.export [--model FILE].
 
 Writes to exports/: a SavedModel with a serving signature, LiteRT in float32, float16 and with int8
-weights, and ONNX; then a table of what each file gives over the test split in its own runtime.
+weights, and ONNX; `class_names.json`; `input.json`, what a new picture has to become (`shrunk_to`
+pixels at most as `preprocess` does it, then a square of `side`, bilinear with antialiasing; values 0
+to 255); then a table of what each file gives over the test split in its own runtime.
 ONNX and its runtime are an optional extra: make extra NAME=export.
 """
 
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common import models, onnx_engine, paths, shards
+from stages.common import geometry, models, onnx_engine, paths, shards
 from stages.common.run import UserError, progress, run, start_tensorflow
 
 FOLDER = Path("exports")
@@ -195,6 +197,13 @@ def main() -> None:
         onnx_engine.write(one_size, FOLDER / "model.onnx"),
     ]
     (FOLDER / "class_names.json").write_text(json.dumps(class_names, ensure_ascii=False) + "\n")
+    expected = {
+        "shrunk_to": models.shrunk_to(options.model) or side,
+        "resize": geometry.of_layer(model.get_layer("resize")),
+        "side": side,
+        "channels": model.input_shape[-1],
+    }
+    (FOLDER / "input.json").write_text(json.dumps(expected, indent=2) + "\n")
     forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
 
     def keras_predict(images: np.ndarray) -> np.ndarray:

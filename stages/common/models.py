@@ -2,7 +2,8 @@
 
 A model file is complete: RGB images, uint8 or float 0–255, of any size, to probabilities (grey or
 other channels where preprocess.channels says so). It loads with plain `keras.models.load_model`.
-Its layers, by name:
+Beside Keras' own parts the file holds the names of the classes, and to how many pixels a picture is
+shrunk before. Its layers, by name:
 
     images → resize → backbone → [pool] → head → temperature → probabilities
 
