@@ -3,7 +3,7 @@
 Writes to exports/: a SavedModel with a serving signature, LiteRT in float32, float16 and with int8
 weights, and ONNX; `class_names.json`; `input.json`, what a new picture has to become: shrunk to
 `shrunk_to` pixels as `preprocess` does it, then a square of `side` pixels, bilinear, antialiased,
-of values from 0 to 255; then a table of what each file gives over the test split in its own runtime.
+of values from 0 to 255; then a table of what each file gives over the test split by its runtime.
 ONNX and its runtime are an optional extra: make extra NAME=export.
 """
 
