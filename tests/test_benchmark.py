@@ -68,6 +68,18 @@ def test_rates_of_growth_leave_out_what_every_start_costs():
     cells = [line.split() for line in benchmark_scale.growth(rows).splitlines()[1:]]
     assert [row[3] for row in cells[1:]] == ["1000", "1000"]  # a straight line
     assert cells[0] == ["fetch", "1000", "6.0", "600"]
+    assert cells[2][4] == "1.00"
+
+
+def test_growth_is_compared_within_a_round():
+    rows = [
+        benchmark_scale.Measured("fetch", 1000, 6.0, 600, (6.0, 12.0, 6.0)),
+        benchmark_scale.Measured("fetch", 5000, 10.0, 610, (10.0, 20.0, 8.0)),
+        # The machine was half as fast throughout the second round; the rate falls to 0.8 in each.
+        benchmark_scale.Measured("fetch", 9000, 15.0, 610, (15.0, 30.0, 10.5)),
+    ]
+    cells = [line.split() for line in benchmark_scale.growth(rows).splitlines()[1:]]
+    assert cells[2][4] == "0.80"
 
 
 def test_small_numbers_of_images_are_measured_in_turn_and_their_medians_count(

@@ -34,6 +34,11 @@ def space(folder: Path, **params_) -> Path:
     [
         ("fine_tune.learning_rat", [1.0], r"no such key; did you mean 'fine_tune.learning_rate'"),
         ("split.train", [0.5], r"split\.train: expected a param of preprocess, backbone, extract"),
+        (
+            "fine_tune.label_smoothing",
+            [0.0, 0.1],
+            r"label_smoothing: expected params that leave the validation loss what it is",
+        ),
         ("fine_tune.optimizer", ["adamw", "adamm"], r"optimizer=adamm.*did you mean 'adam'"),
         ("fine_tune.learning_rate", {"low": 0.1, "high": 0.01}, r"expected low below high"),
         ("fine_tune.learning_rate", {"low": -1.0, "high": 1.0}, r"learning_rate=-1\.0"),

@@ -138,21 +138,40 @@ def md5_rate(mebibytes: int = 256) -> float:
     return mebibytes / (time.perf_counter() - start)
 
 
-def growth(rows: Sequence[Measured]) -> str:
-    """A table: seconds, images a second beyond the smallest number, peak memory.
+def rates(smaller: Measured, larger: Measured) -> list[float]:
+    """Images a second between two numbers of images, of each round that both have, or of medians.
 
-    The rate between two numbers is free of what every start costs: where time grows as a straight
-    line all rates of a stage are equal.
+    It is free of what every start costs: where time grows as a straight line, all rates of a stage
+    are equal. Where noise hid the difference there is none.
     """
-    lines = [f"{'':<12} {'images':>9} {'seconds':>9} {'images/s':>9} {'peak MiB':>9}"]
+    pairs = [(smaller.seconds, larger.seconds)]
+    if len(smaller.all_seconds) == len(larger.all_seconds) > 0:
+        pairs = list(zip(smaller.all_seconds, larger.all_seconds, strict=True))
+    count = larger.images - smaller.images
+    return [count / (after - before) for before, after in pairs if after > before]
+
+
+def growth(rows: Sequence[Measured]) -> str:
+    """A table: seconds, images a second beyond the number before, the same over the rate before it.
+
+    Of several rounds the median, of rates and of ratios within a round.
+    """
+    lines = [f"{'':<12} {'images':>9} {'seconds':>9} {'images/s':>9} {'ratio':>9} {'peak MiB':>9}"]
     for stage in STAGES:
         of_stage = [row for row in rows if row.stage == stage]
+        before: list[float] = []
         for smaller, row in zip([None, *of_stage], of_stage, strict=False):
-            rate = ""
-            if smaller and row.seconds > smaller.seconds:
-                rate = f"{(row.images - smaller.images) / (row.seconds - smaller.seconds):.0f}"
+            found = rates(smaller, row) if smaller else []
+            rate = f"{statistics.median(found):.0f}" if found else ""
+            ratio = ""
+            if found and len(found) == len(before):
+                ratios = (now / then for now, then in zip(found, before, strict=True))
+                ratio = f"{statistics.median(ratios):.2f}"
+            elif found and before:
+                ratio = f"{statistics.median(found) / statistics.median(before):.2f}"
+            before = found
             lines.append(
-                f"{stage:<12} {row.images:>9} {row.seconds:>9.1f} {rate:>9} "
+                f"{stage:<12} {row.images:>9} {row.seconds:>9.1f} {rate:>9} {ratio:>9} "
                 f"{row.peak_mebibytes:>9.0f}"
             )
     return "\n".join(lines)

@@ -26,6 +26,7 @@ from tools.preset import PRESETS
 MEMORY = Path(".search")
 # What changes the validation images, or comes after training, can't be searched by their loss.
 SECTIONS = ("preprocess", "backbone", "extract_features", "train_head", "fine_tune")
+CHANGES_THE_LOSS = ("label_smoothing",)
 EPOCH = re.compile(r"epoch (\d+)/\d+: loss .* validation loss ([\d.]+|nan|inf),")
 UNPRUNED_TRIALS, UNPRUNED_EPOCHS = 4, 2  # with fewer there is no median to be worse than
 
@@ -88,6 +89,12 @@ def read_space(path: Path) -> Space:
             raise UserError(
                 f"{path}, {name}: expected a param of {', '.join(sections)}, which alone act on "
                 f"what {space.stage} makes of the same images"
+            )
+        if name.split(".")[-1] in CHANGES_THE_LOSS:
+            raise UserError(
+                f"{path}, {name}: expected params that leave the validation loss what it is, by which "
+                "trials are compared, received one that is a part of it: less of it always looks "
+                "better; compare its values by `dvc exp run -S` and the accuracy of validation"
             )
         values = [choices.low, choices.high] if isinstance(choices, Range) else choices
         for value in values:
