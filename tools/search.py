@@ -92,9 +92,9 @@ def read_space(path: Path) -> Space:
             )
         if name.split(".")[-1] in CHANGES_THE_LOSS:
             raise UserError(
-                f"{path}, {name}: expected params that leave the validation loss what it is, by which "
-                "trials are compared, received one that is a part of it: less of it always looks "
-                "better; compare its values by `dvc exp run -S` and the accuracy of validation"
+                f"{path}, {name}: expected params that leave the validation loss what it is, by "
+                "which trials are compared, received one that is a part of it: less of it always "
+                "looks better; compare its values by `dvc exp run -S` and validation accuracy"
             )
         values = [choices.low, choices.high] if isinstance(choices, Range) else choices
         for value in values:
