@@ -11,7 +11,7 @@ from stages.common.run import UserError
 REACH_SECONDS = 5
 MANUAL = "manual"  # the folder in which TFDS looks for files that a person brought
 OFFLINE_DEFAULT = "set dataset.name to elpv, which needs no download, or image_folder"
-SHUFFLE_BYTES = 64 * 2**20
+SHUFFLE_BYTES = 16 * 2**20
 BEAM_PACKAGE = "apache_beam"
 # Beam's DirectRunner tries to download a program, Prism, and runs that. FnApiRunner is what it runs
 # where that fails: this machine's Python alone, the same on every machine.
