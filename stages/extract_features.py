@@ -89,7 +89,7 @@ def onnx_feature_function(backbone_model, features: str, symmetries):
     """What `feature_function` gives, to rounding, with the network run by ONNX Runtime."""
     import tensorflow as tf
 
-    resize = backbone_model.get_layer("resize")
+    resize = geometry.on_device(backbone_model.get_layer("resize"))
     network = onnx_engine.compiled(onnx_engine.fixed_size(backbone_model, features))
 
     @tf.function(reduce_retracing=True)

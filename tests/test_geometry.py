@@ -100,3 +100,12 @@ def test_a_model_file_does_to_a_new_picture_what_the_pipeline_does(resize, tmp_p
     np.testing.assert_allclose(raw[inside], stored[inside].astype(float), atol=4)
     if resize == "pad":
         assert not raw[:, :4].any()
+
+
+@pytest.mark.parametrize("resize", geometry.RESIZE)
+@pytest.mark.parametrize("size", [(9, 9), (24, 24), (40, 40), (9, 20), (20, 40)])
+def test_what_runs_sees_pictures_as_the_model_file_does(size, resize):
+    """Whether they grow, stay or shrink; one kernel may round otherwise than the other."""
+    images = np.random.default_rng(0).uniform(0, 255, (2, *size, 3)).astype(np.float32)
+    layer = geometry.resizing_layer(24, resize)
+    np.testing.assert_allclose(geometry.on_device(layer)(images), layer(images), atol=1e-3)

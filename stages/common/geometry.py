@@ -102,9 +102,9 @@ def resizing_layer(image_size: int, resize: str):
 
 
 def on_device(layer):
-    """The layer `resize` as a network that runs calls it: pictures stay on their device.
+    """The layer `resize` as a network that runs calls it: by `antialiased`.
 
-    On a CPU, and for pictures of which it shows a part or to which it adds, the layer itself.
+    For pictures of which it shows a part or to which it adds, the layer itself.
 
     Args:
         layer: from `resizing_layer`.
@@ -113,10 +113,6 @@ def on_device(layer):
         A layer of the same name and `height`, not to be saved.
     """
     import keras
-    import tensorflow as tf
-
-    if not tf.config.list_physical_devices("GPU"):
-        return layer
 
     class ResizingOnDevice(keras.layers.Layer):
         def __init__(self):
@@ -137,7 +133,8 @@ def antialiased(images, side):
 
     TensorFlow's own antialiased resize runs on CPUs alone (tensorflow#39246): on a GPU box every
     batch would leave the device, wait for one CPU thread and come back, and XLA refuses it. There
-    it is two products of matrices, equal to rounding. On a CPU these are slower
+    it is two products of matrices, equal to rounding. On a CPU these are slower, and pictures that
+    grow are left to the plain resize, which is then the same and faster still
     (benchmarks/profile.md).
 
     Args:
@@ -151,7 +148,9 @@ def antialiased(images, side):
 
     if tf.config.list_physical_devices("GPU"):
         return products(images, side)
-    return tf.image.resize(images, [side, side], antialias=True)
+    sides = images.shape[1:3]
+    grow = isinstance(side, int) and None not in sides and max(sides) <= side
+    return tf.image.resize(images, [side, side], antialias=not grow)
 
 
 def products(images, side):

@@ -139,8 +139,6 @@ def on_device(model):
 
     layer = model.get_layer("resize")
     running = geometry.on_device(layer)
-    if running is layer:
-        return model
 
     def call(called, *arguments, **keywords):
         return (running if called is layer else called)(*arguments, **keywords)
