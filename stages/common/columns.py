@@ -104,4 +104,4 @@ def encode(values: Iterable[str]) -> tuple[np.ndarray, list[str]]:
     names = sorted(found.names[code] for code in used)
     number = {name: index for index, name in enumerate(names)}
     place = np.array([number.get(name, -1) for name in found.names], np.int32)
-    return place[found.codes] if len(found) else np.zeros(0, np.int32), names
+    return place[found.codes], names
