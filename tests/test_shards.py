@@ -151,6 +151,14 @@ def test_no_reader_waits_for_tensorflows_autotuning(folder):
         assert dataset.options().autotune.enabled is False
 
 
+def test_each_seed_and_each_epoch_has_an_order_of_its_own(tmp_path):
+    """In one file too, where no order of files adds to that of the records."""
+    shards.write_all(tmp_path, draw_records(45), "uint8", CLASSES)
+    assert len(shards.read_index(tmp_path).files) == 1
+    epochs = [epoch for seed in range(3) for epoch in epochs_of(training_order(tmp_path, seed))]
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs) == 9
+
+
 def test_an_epoch_has_every_record_once(folder):
     batches = training_order(folder)
     assert [len(batch) for batch in batches] == 3 * [8, 8, 8, 8, 8, 5]

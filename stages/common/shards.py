@@ -213,9 +213,11 @@ def training_batches(
         )
         shuffled = tuple(tf.gather(column, order) for column in stretches)
         records = tf.data.Dataset.from_tensor_slices(shuffled).flat_map(_records_of)
-        records = records.shuffle(
-            buffer, seed=tf.abs(epoch_seed[1]), reshuffle_each_iteration=False
+        # Drawn, not read off: of the two numbers that fold_in gives the second is the epoch alone.
+        drawn = tf.random.stateless_uniform(
+            [], epoch_seed, minval=0, maxval=tf.int64.max, dtype=tf.int64
         )
+        records = records.shuffle(buffer, seed=drawn, reshuffle_each_iteration=False)
         return _batches_of(records, index, batch_size, part, image_size, channels)
 
     dataset = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
