@@ -4,7 +4,9 @@
 same end, in turn, in one process; the first case is what the others are compared with.
 """
 
+import contextlib
 import importlib.util
+import io
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,7 @@ from stages.common import (
     shards,
     training,
 )
+from stages.common.run import progress
 
 EPOCHS = 10  # of the tutorial's first phase
 BATCH = 32
@@ -50,15 +53,10 @@ HEAD = {
 Cases = dict[str, Callable[[], object]]
 
 
-def head_epochs(accuracies: dict[str, list[float]]) -> tuple[Cases, int]:
+def head_epochs() -> tuple[Cases, int]:
     """Ten epochs of a head, from shards to a trained head, and the images that one call handles.
 
-    Same images, backbone, head, optimizer and epochs on both sides. Each round has a seed of its
-    own for the head's first weights and the order of the images: of one alone a single image may
-    decide.
-
-    Args:
-        accuracies: gets each case's accuracy on the validation split, a number for each call.
+    Same images, backbone, head, optimizer and epochs on both sides.
     """
     import keras
 
@@ -66,15 +64,6 @@ def head_epochs(accuracies: dict[str, list[float]]) -> tuple[Cases, int]:
     side = backbone.get_layer("resize").height
     index = shards.read_index(paths.IMAGES / "train")
     classes = len(index.class_names)
-    given = training.TrainingParams(**HEAD)
-    steps = -(-index.count // BATCH)
-
-    def next_seed(case: str) -> int:
-        return len(accuracies.setdefault(case, []))
-
-    def new_head(features, seed: int):
-        keras.utils.set_random_seed(seed)
-        return heads.build("dense", (features.shape[-1],), classes, hidden_units=[512], dropout=0.2)
 
     def labelled(split: str):
         return training.with_one_hot(
@@ -83,54 +72,120 @@ def head_epochs(accuracies: dict[str, list[float]]) -> tuple[Cases, int]:
 
     def tutorial() -> None:
         """The frozen network in the graph: every epoch goes through it again."""
-        seed = next_seed("tutorial")
         backbone.trainable = False
         images = keras.Input(index.shape or (side, side, 3))
         features = keras.layers.GlobalAveragePooling2D()(backbone(images, training=False))
-        model = keras.Model(images, new_head(features, seed)(features))
-        training.compile_model(model, given, steps)
-        shuffled = labelled("train").shuffle(steps, seed=seed)
-        history = model.fit(
-            shuffled, epochs=EPOCHS, validation_data=labelled("valid"), verbose=0
-        ).history
-        accuracies["tutorial"].append(history["val_accuracy"][-1])
+        _head_as_the_tutorial(images, features, labelled("train"), labelled("valid"), index, seed=0)
 
     def ours() -> None:
         """The frozen network once, then the head alone."""
-        seed = next_seed("ours")
-        extract = extract_features.feature_function(backbone, "pooled", [augment.IDENTITY])
         with tempfile.TemporaryDirectory() as folder:
-            for split in ("train", "valid"):
-                found = (
-                    (row[0], int(label), image_id.decode())
-                    for images, labels, ids in shards.batches(
-                        paths.IMAGES / split, 64, image_size=side
-                    )
-                    for row, label, image_id in zip(
-                        extract(images), labels.numpy(), ids.numpy(), strict=True
-                    )
-                )
-                shards.write_all(Path(folder) / split, found, "float16", index.class_names)
-            model = new_head(backbone.output, seed)
-            training.compile_model(model, given, steps)
-            history = training.fit(
-                model,
-                given,
-                make_training_batches=lambda first: training.with_one_hot(
-                    shards.training_batches(
-                        Path(folder) / "train", BATCH, seed=seed, first_epoch=first, epochs=EPOCHS
-                    ),
-                    classes,
-                ),
-                validation_batches=training.with_one_hot(
-                    shards.batches(Path(folder) / "valid", BATCH), classes
-                ),
-                images_per_epoch=index.count,
-                backup=Path(folder) / "backup",
-            )
-        accuracies["ours"].append(history[-1]["val_accuracy"])
+            _extract(backbone, Path(folder))
+            _head_as_ours(Path(folder), seed=0)
 
     return {"the tutorial's loop": tutorial, "extract_features, train_head": ours}, index.count
+
+
+def head_accuracies(seeds: int) -> dict[str, list[float]]:
+    """The accuracy on the validation split of the heads of `head_epochs`, a number for each seed.
+
+    A seed decides the head's first weights and the order of the images: of one alone a single image
+    may decide. A frozen network gives the same features in every epoch, so that all seeds take
+    them from one pass: the tutorial's in float32, ours as extract_features keeps them.
+    """
+    import keras
+    import tensorflow as tf
+
+    backbone = models.load(paths.BACKBONE)
+    side = backbone.get_layer("resize").height
+    index = shards.read_index(paths.IMAGES / "train")
+    pooled = keras.Model(backbone.input, models.pooling(backbone.output)(backbone.output))
+    inputs = keras.Input(pooled.output_shape[1:])
+
+    def features_of(split: str):
+        batches = training.with_one_hot(
+            shards.batches(paths.IMAGES / split, BATCH, image_size=side), len(index.class_names)
+        )
+        features, labels = zip(
+            *((pooled(images, training=False), labels) for images, labels in batches), strict=True
+        )
+        whole = tf.concat(features, axis=0), tf.concat(labels, axis=0)
+        return tf.data.Dataset.from_tensor_slices(whole).batch(BATCH)
+
+    train, valid = features_of("train"), features_of("valid")
+    accuracies = {"tutorial": [], "ours": []}
+    with tempfile.TemporaryDirectory() as folder:
+        _extract(backbone, Path(folder))
+        for seed in progress(range(seeds), total=seeds, unit="seed", description="head accuracy"):
+            accuracies["tutorial"].append(
+                _head_as_the_tutorial(inputs, inputs, train, valid, index, seed)
+            )
+            accuracies["ours"].append(_head_as_ours(Path(folder), seed))
+    return accuracies
+
+
+def _extract(backbone, folder: Path) -> None:
+    """What extract_features writes of the network's last layer, one view."""
+    side = backbone.get_layer("resize").height
+    extract = extract_features.feature_function(backbone, "pooled", [augment.IDENTITY])
+    for split in ("train", "valid"):
+        found = (
+            (row[0], int(label), image_id.decode())
+            for images, labels, ids in shards.batches(paths.IMAGES / split, 64, image_size=side)
+            for row, label, image_id in zip(
+                extract(images), labels.numpy(), ids.numpy(), strict=True
+            )
+        )
+        class_names = shards.read_index(paths.IMAGES / split).class_names
+        shards.write_all(folder / split, found, "float16", class_names)
+
+
+def _new_head(features: int, index: shards.Index, seed: int):
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    return heads.build(
+        "dense", (features,), len(index.class_names), hidden_units=[512], dropout=0.2
+    )
+
+
+def _head_as_the_tutorial(inputs, features, train, valid, index: shards.Index, seed: int) -> float:
+    """Trains a head from `inputs` over `features` by Keras alone; its validation accuracy."""
+    import keras
+
+    steps = -(-index.count // BATCH)
+    model = keras.Model(inputs, _new_head(features.shape[-1], index, seed)(features))
+    training.compile_model(model, training.TrainingParams(**HEAD), steps)
+    history = model.fit(
+        train.shuffle(steps, seed=seed), epochs=EPOCHS, validation_data=valid, verbose=0
+    ).history
+    return history["val_accuracy"][-1]
+
+
+def _head_as_ours(folder: Path, seed: int) -> float:
+    """Trains a head on the features in a folder as train_head does; its validation accuracy."""
+    index = shards.read_index(folder / "train")
+    given = training.TrainingParams(**HEAD)
+    model = _new_head(index.shape[-1], index, seed)
+    training.compile_model(model, given, -(-index.count // BATCH))
+
+    def labelled(batches):
+        return training.with_one_hot(batches, len(index.class_names))
+
+    with contextlib.redirect_stdout(io.StringIO()):  # a line for each epoch
+        history = training.fit(
+            model,
+            given,
+            make_training_batches=lambda first: labelled(
+                shards.training_batches(
+                    folder / "train", BATCH, seed=seed, first_epoch=first, epochs=EPOCHS
+                )
+            ),
+            validation_batches=labelled(shards.batches(folder / "valid", BATCH)),
+            images_per_epoch=index.count,
+            backup=folder / "backup",
+        )
+    return history[-1]["val_accuracy"]
 
 
 def forward_pass() -> tuple[Cases, int]:
