@@ -87,6 +87,12 @@ class FetchParams:
     elpv: ElpvParams
 
     @model_validator(mode="after")
+    def _splits_are_different(self):
+        if len(set(self.splits or [])) < len(self.splits or []):
+            raise ValueError(f"splits: expected each split once, received {self.splits}")
+        return self
+
+    @model_validator(mode="after")
     def _options_are_options(self):
         for option in self.beam_options or []:
             if not option.startswith("--"):  # Beam would leave it out in silence

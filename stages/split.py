@@ -361,7 +361,10 @@ def describe_duplicates(
     if counts["conflicting_labels"]:
         lines.append(f"images with more than one label: {counts['conflicting_labels']}")
         for members in duplicates.conflicts(copies, codes)[:MOST_CONFLICTS_PRINTED]:
-            named = (f"{found.names[index]} ({found.labels[index]})" for index in members)
+            # One of each label first: further copies under the same label are no news.
+            firsts = np.sort(np.unique(codes[members], return_index=True)[1])
+            shown = np.concatenate([members[firsts], np.delete(members, firsts)])
+            named = (f"{found.names[index]} ({found.labels[index]})" for index in shown)
             lines.append("  " + " = ".join(itertools.islice(named, MOST_OF_A_GROUP_SHOWN)))
         if counts["conflicting_labels"] > MOST_CONFLICTS_PRINTED:
             lines.append(f"  … and {counts['conflicting_labels'] - MOST_CONFLICTS_PRINTED} more")

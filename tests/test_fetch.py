@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import shutil
 import stat
 import struct
@@ -232,11 +233,43 @@ class TestImageFolder:
     def test_files_that_are_no_images_are_counted(self, tmp_path, draw_images, run_main, capsys):
         for name in ("cat", "dog"):
             draw_images(tmp_path / "own" / name, 2)
-        for name in ("a.heic", "b.HEIC", "notes.txt", "LICENSE", ".hidden"):
+        for name in ("a.txt", "b.TXT", "notes.md", "LICENSE", ".hidden"):
             (tmp_path / "own" / "cat" / name).write_bytes(b"x")
         run_main("image_folder", tmp_path / "own")
         (note,) = (line for line in capsys.readouterr().out.splitlines() if "left out" in line)
-        assert note.endswith("by their names: 2 of .heic, 1 of .txt, 1 of no suffix")
+        assert note.endswith("by their names: 1 of .md, 2 of .txt, 1 of no suffix")
+
+    def test_images_that_nothing_decodes_are_bad_images_and_not_passed_over(
+        self, tmp_path, draw_images, run_main
+    ):
+        """A class of a telephone's .heic files alone would else be gone without a word."""
+        for name in ("cat", "dog"):
+            draw_images(tmp_path / "own" / name, 2)
+        (tmp_path / "own" / "eel").mkdir()
+        (tmp_path / "own" / "eel" / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+        with pytest.raises(UserError, match=r"1 of 5 images .*\n.*eel/a\.HEIC: not_an_image"):
+            run_main("image_folder", tmp_path / "own")
+
+    def test_links_to_nothing_are_bad_images(self, tmp_path, draw_images, run_main):
+        for name in ("cat", "dog"):
+            draw_images(tmp_path / "own" / name, 2)
+        (tmp_path / "own" / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+        with pytest.raises(UserError, match=r"1 of 5 images .*\n.*dog/gone\.png: missing_file"):
+            run_main("image_folder", tmp_path / "own")
+        run_main("image_folder", tmp_path / "own", on_bad_image="skip")
+        (row,) = inventory.read(Path("data/rejected.csv"))
+        assert (row.name, row.label, row.problem) == ("dog/gone.png", "dog", "missing_file")
+
+    def test_a_name_that_is_no_utf8_is_one_sentence(self, tmp_path, draw_images):
+        for name in ("cat", "dog"):
+            draw_images(tmp_path / "own" / name, 2)
+        path = os.fsencode(tmp_path / "own" / "cat") + b"/caf\xe9.png"
+        try:
+            Path(os.fsdecode(path)).write_bytes(b"x")
+        except OSError:
+            pytest.skip("this file system takes names in UTF-8 alone")
+        with pytest.raises(UserError, match=r"in UTF-8, received b'cat/caf\\xe9\.png'"):
+            prepare(tmp_path, dataset_params("image_folder", tmp_path / "own"))
 
     def test_linked_folders_are_followed_and_loops_are_not(self, tmp_path, draw_images):
         elsewhere = tmp_path / "elsewhere"
@@ -412,6 +445,7 @@ class TestArchives:
         for path in (as_tar, as_zip):
             source = sources.open_source(path)
             assert list(source.names()) == ["cat/1.png", "dog/4.png"]
+            assert source.links == (2 if path == as_tar else 1)
             assert list(source.files(lambda name: True)) == [
                 ("cat/1.png", b"1"),
                 ("dog/4.png", b"4"),
@@ -471,6 +505,16 @@ class TestArchives:
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"cat/1\.png .* is encrypted"):
             list(sources.open_source(path).files(lambda name: True))
+
+    def test_links_in_an_archive_are_told_of(self, tmp_path, draw_images, run_main, capsys):
+        first, second = (path.read_bytes() for path in draw_images(tmp_path / "own", 2))
+        hard_link = tarfile.TarInfo()
+        hard_link.type, hard_link.linkname = tarfile.LNKTYPE, "cat/1.png"
+        path = tar_of(
+            tmp_path / "a.tar", cat__1=first, cat__2=second, dog__1=second, dog__2=hard_link
+        )
+        run_main("image_folder", path)
+        assert "left out are 1 links in the archive; pack the files" in capsys.readouterr().out
 
     def test_two_members_of_one_name(self, tmp_path, draw_images):
         first, second = (path.read_bytes() for path in draw_images(tmp_path / "own", 2))

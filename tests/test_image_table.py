@@ -271,6 +271,7 @@ class TestMissing:
             f"{pictures[2]},  ,4",
             ",dog,5",
             "photos/folder.png,dog,6",
+            f"photos/{'long' * 100}.png,dog,7",
         ]
         write_table(tmp_path / "t.csv", "path,label,serial", *rows)
         content = params.read(ROOT / "params.yaml")
@@ -278,7 +279,7 @@ class TestMissing:
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
         monkeypatch.chdir(tmp_path)
         fetch.main()
-        assert "4 of 6 images can't be used and are left out (1 empty_label, 3 missing_file)" in (
+        assert "5 of 7 images can't be used and are left out (1 empty_label, 4 missing_file)" in (
             capsys.readouterr().out
         )
         rejected = list(inventory.read(inventory.REJECTED_FILE))
@@ -287,6 +288,7 @@ class TestMissing:
             ("table row 4", pictures[2], "", "empty_label"),
             ("table row 5", "table row 5", "dog", "missing_file"),
             ("table row 6", "photos/folder.png", "dog", "missing_file"),
+            ("table row 7", f"photos/{'long' * 100}.png", "dog", "missing_file"),
         ]
         rows_of_all = list(inventory.read(inventory.INVENTORY_FILE))
         assert rows_of_all[2:] == rejected
@@ -294,7 +296,7 @@ class TestMissing:
         assert [row.id for row in rows_of_all[:2]] == [image.id for image in RawDataset(paths.RAW)]
         content["dataset"]["on_bad_image"] = "error"
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-        with pytest.raises(UserError, match=r"4 of 6 images") as caught:
+        with pytest.raises(UserError, match=r"5 of 7 images") as caught:
             fetch.main()
         assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]] == [
             row.name for row in rejected

@@ -481,6 +481,21 @@ def tiff_of(values: np.ndarray, **options) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_may_count_from_white(dtype):
+    values = np.array([[0, 128, 255]], np.uint16) * (257 if dtype is np.uint16 else 1)
+    encoded = tiff_of(values.astype(dtype), photometric="miniswhite")
+    assert np.asarray(images.decode(encoded))[0, :, 0].tolist() == [255, 127, 0]
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_pixels_of_32_bits_have_no_known_range(value):
+    encoded = tiff_of(np.array([[0, value]], np.int32), photometric="minisblack")
+    with pytest.raises(images.BadImage, match="store 8 or 16 bits") as caught:
+        images.decode(encoded)
+    assert caught.value.problem == "not_an_image"
+
+
 def test_grey_is_one_channel_of_the_same_picture():
     grey = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[None], 16, axis=0)
     pixels = images.to_array(encode(Image.fromarray(grey), "PNG"), 224, "squash", channels=1)
@@ -518,9 +533,28 @@ def test_many_channels_are_seen_by_the_first_three():
     assert (found.format, found.mode, found.frames) == ("TIFF", "5 channels", 1)
     np.testing.assert_array_equal(np.asarray(found.picture), BANDS[..., :3])
     with pytest.raises(images.BadImage):
-        images.read(encoded, pixel_limit=24 * 40 - 1)
-    with pytest.raises(images.BadImage):
         images.read(encoded[: len(encoded) // 2])
+
+
+def test_many_channels_count_for_the_pixel_limit():
+    """As many bytes as a picture in RGB: five planes of 24 by 40 are 1,600 of its pixels."""
+    encoded = tiff_of(BANDS, photometric="minisblack", planarconfig="contig")
+    assert images.read(encoded, pixel_limit=1600).mode == "5 channels"
+    with pytest.raises(images.BadImage, match="40×24 pixels of 5 channels") as caught:
+        images.read(encoded, pixel_limit=1599)
+    assert caught.value.problem == "too_many_pixels"
+
+
+def test_damaged_compression_of_many_channels_is_a_bad_image():
+    encoded = tiff_of(BANDS, photometric="minisblack", planarconfig="contig", compression="zlib")
+    with tifffile.TiffFile(io.BytesIO(encoded)) as file:
+        begin = file.pages[0].dataoffsets[0]
+    damaged = encoded[:begin] + b"\xff" * 8 + encoded[begin + 8 :]
+    with pytest.raises(images.BadImage) as caught:
+        images.read(damaged)
+    assert caught.value.problem == "truncated"
+    with pytest.raises(images.BadImage, match="not a TIFF file that can be decoded"):
+        images.to_array(damaged, 224, "squash", channels=5)
 
 
 def test_other_files_have_no_such_channels():

@@ -143,6 +143,14 @@ def test_fractions_that_do_not_add_up_to_one():
     )
 
 
+def test_a_split_is_named_once():
+    error = error_of("dataset", {"splits": ["train", "train"]})
+    assert (
+        error
+        == "params.yaml, dataset.splits: expected each split once, received ['train', 'train']"
+    )
+
+
 def test_fractions_add_up_without_the_official_splits():
     error = error_of("split", {"train": 0.75, "valid": 0.15, "test": "official"})
     assert "received train 0.75 + valid 0.15 = 0.9" in error

@@ -36,18 +36,22 @@ def classifier(path: Path) -> None:
     models.save(models.assemble(backbone, head), path, NAMES)
 
 
+def write_images(folder: Path, split: str, count: int) -> None:
+    random = np.random.default_rng(len(split))
+    records = (
+        (random.integers(0, 256, (32, 32, 3), dtype=np.uint8), n % 3, f"{split} {n}")
+        for n in range(count)
+    )
+    shards.write_all(folder / paths.IMAGES / split, records, "uint8", NAMES)
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     """A folder in which fine_tune can run: a head, 32 training and 16 validation images."""
     monkeypatch.chdir(tmp_path)
     classifier(paths.HEAD)
-    random = np.random.default_rng(0)
-    for split, count in (("train", 32), ("valid", 16)):
-        records = (
-            (random.integers(0, 256, (32, 32, 3), dtype=np.uint8), n % 3, f"{split} {n}")
-            for n in range(count)
-        )
-        shards.write_all(paths.IMAGES / split, records, "uint8", NAMES)
+    write_images(tmp_path, "train", 32)
+    write_images(tmp_path, "valid", 16)
     (tmp_path / "data" / "splits.csv").write_text("id,label,split\n")
     return tmp_path
 
@@ -90,7 +94,10 @@ def run(folder: Path, devices: int) -> subprocess.CompletedProcess:
     )
 
 
-def test_two_devices_train_as_one_does(project):
+@pytest.mark.parametrize("count", [32, 29, 25])
+def test_two_devices_train_as_one_does(project, count):
+    """Also where the last batch has shares of unequal size (5 images), or one of none (1)."""
+    write_images(project, "train", count)
     results = {}
     for devices in (1, 2):
         write_params(project, average_decay=0.9, early_stopping_patience=3)
@@ -105,7 +112,7 @@ def test_two_devices_train_as_one_does(project):
     for column in ("loss", "val_loss", "accuracy", "val_accuracy"):
         np.testing.assert_allclose(one[column], two[column], rtol=1e-4)
     for here, there in zip(first, second, strict=True):
-        np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-4)
     assert max(np.abs(a - b).max() for a, b in zip(before, first, strict=True)) > 1e-3
 
 

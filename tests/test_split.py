@@ -645,6 +645,16 @@ def test_duplicates_are_listed_by_name_and_as_data_splits_names_their_group():
     assert conflict == "  id 3.png (fox) = other label.png (cat)"
 
 
+def test_a_conflict_shows_every_label_however_many_copies_there_are():
+    (first,) = draw_items(1)
+    items = [dataclasses.replace(first, id=f"copy {number}") for number in range(8)]
+    items[-1] = dataclasses.replace(items[-1], label="dog")
+    found = as_images(items)
+    copies = duplicates_of(found)
+    lines = split.describe_duplicates(found, copies, split.duplicate_metrics(found, copies, 0))
+    assert lines[-1].startswith("  copy 0.png (cat) = copy 7.png (dog) = copy 1.png (cat)")
+
+
 def test_metrics_count_images_classes_and_rejected_ones():
     items = draw_items(4)
     rejected = Rejected(frozenset("ab"), frozenset(), Counter(truncated=2, empty_label=1), 7)

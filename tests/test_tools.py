@@ -41,7 +41,7 @@ def test_preset_changes_values_and_keeps_all_comments_of_params(project, monkeyp
 
 
 @pytest.mark.parametrize("before", PRESETS)
-@pytest.mark.parametrize("name", ["cifar10", "tutorial"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_cpu", "deitsch2019", "tutorial"])
 def test_recipe_leaves_nothing_of_a_preset_that_was_written_before(
     project, monkeypatch, before, name
 ):

@@ -560,6 +560,25 @@ def test_a_budget_ends_training_and_brings_the_rate_down(tmp_path, monkeypatch):
     assert rates[-1] < 0.01 * rates[0] < rates[0] <= 0.01
 
 
+@pytest.mark.parametrize(("warmup_epochs", "expected"), [(0.1, 4), (1000.0, 10)])
+def test_a_budget_has_room_for_warm_up_and_cosine(tmp_path, warmup_epochs, expected):
+    """A warm-up longer than the budget takes a tenth; where it ends the rate is the whole one."""
+    given = parameters(
+        epochs=1000, schedule="cosine", seconds_budget=100.0, warmup_epochs=warmup_epochs
+    )
+    budget = training._Budget(tmp_path / "seconds.txt", given)
+    rates = []
+    for step in range(101):  # of a second each, 40 to an epoch
+        budget.seconds = float(step)
+        rates.append(budget.rate(step, 40))
+    top = int(np.argmax(rates))
+    assert top == expected
+    assert rates[top] == pytest.approx(given.learning_rate, rel=0.01)
+    assert np.diff(rates[: top + 1]).min() > 0 > np.diff(rates[top:]).max()
+    assert rates[0] == 0
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
 def test_averaged_epochs_is_the_mean_of_the_best_ones(tmp_path):
     features, labels = two_blobs()
     validation = tf.data.Dataset.from_tensor_slices((features, labels[:, ::-1])).batch(8)

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 from stages import fine_tune as stage
-from stages.common import models, params, paths, shards, workers
+from stages.common import device_shares, models, params, paths, shards, workers
 from stages.common.run import UserError
 from tests.test_runtime import NAMES, ROOT, classifier
 
@@ -374,7 +374,7 @@ def test_shares_hold_each_image_once_and_their_losses_add_up(count, teams, repli
         batch = (images[part], labels[part], weights[part])[: 3 if weighted else 2]
         for replica in range(replicas):
             factor = teams * replicas / count
-            share = workers.share(batch, own, replica, replicas, factor)
+            share = device_shares.share(batch, own, replica, replicas, factor)
             # As Keras does: the mean of each share, by the number of all devices.
             losses.append((share[2] * share[0]).numpy().mean() / (teams * replicas))
             kept += np.asarray(share[0])[share[3].numpy() == 1].tolist()

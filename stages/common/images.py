@@ -24,6 +24,8 @@ from stages.common.run import UserError
 # Only these are tried: other plugins of Pillow start programs (EPS) or are seldom met.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 MOST_PIXELS = 178_956_970  # Pillow's own limit, above which it takes a file for an attack
+MOST_OF_16_BITS = 65535
+TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 262, 0  # a tag of TIFF 6.0, and one of its values
 CHUNK_IMAGES = 64
 CHUNK_BYTES = 2**20
 # A JPEG may be decoded at a half, a quarter or an eighth, where at least so many times the pixels
@@ -106,11 +108,17 @@ def decode(
 
 
 def _of_many_channels(encoded: bytes, pixel_limit: int) -> Decoded | None:
-    """A TIFF file that Pillow does not know, by its first three channels; None: no such file."""
+    """A TIFF file that Pillow does not know, by its first three channels; None: no such file.
+
+    Raises:
+        BadImage: too_many_pixels.
+    """
     if encoded[:4] not in tiff.BEGINNINGS:
         return None
     try:
         values = tiff.read(encoded, pixel_limit)
+    except tiff.TooManyPixels as error:
+        raise BadImage("too_many_pixels", str(error)) from None
     except ValueError:
         return None
     channels = values.shape[2]
@@ -170,7 +178,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         )
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).astype(np.int64)
-        grey = (values.clip(0, 65535) // 257).astype(np.uint8)
+        if values.min() < 0 or values.max() > MOST_OF_16_BITS:
+            raise BadImage(
+                "not_an_image",
+                f"pixels of 32 bits, from {values.min()} to {values.max()}, have no known range; "
+                "store 8 or 16 bits",
+            )
+        grey = (values // 257).astype(np.uint8)
+        # Pillow turns pictures that count from white to black for 8 bits only.
+        if getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO:
+            grey = 255 - grey
         grey[values == image.info.get("transparency")] = 255
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:

@@ -17,7 +17,7 @@ PROBLEMS = {
     "zero_pixels": "a picture without pixels",
     "too_many_pixels": "more pixels than dataset.pixel_limit",
     "empty_label": "no label",
-    "missing_file": "the file does not exist",
+    "missing_file": "no file that can be read",
     "not_downloaded": "the file could not be downloaded",
 }  # code to meaning
 

@@ -216,7 +216,47 @@ def training_model(
             return images, labels, image_weights
 
         def train_step(self, data):
-            return super().train_step(self.augmented(*keras.utils.unpack_x_y_sample_weight(data)))
+            import tensorflow as tf
+
+            if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+                batch = keras.utils.unpack_x_y_sample_weight(data)
+                return super().train_step(self.augmented(*batch))
+            images, labels, present = data[0], data[1], data[2] >= 0
+            images, labels, image_weights = self.augmented(images, labels, ops.relu(data[2]))
+            with tf.GradientTape() as tape:
+                logits = self(images, training=True)
+                loss = self.compute_loss(images, labels, logits, image_weights, training=True)
+                scaled = self.optimizer.scale_loss(loss)
+            # Adds up the gradients of all devices.
+            self.optimizer.apply(
+                tape.gradient(scaled, self.trainable_variables), self.trainable_variables
+            )
+            return self._measured(loss, labels, logits, present)
+
+        def test_step(self, data):
+            import tensorflow as tf
+
+            if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+                return super().test_step(data)
+            images, labels, image_weights = data
+            logits = self(images, training=False)
+            loss = self.compute_loss(images, labels, logits, ops.relu(image_weights))
+            return self._measured(loss, labels, logits, image_weights >= 0)
+
+        def _measured(self, loss, labels, logits, present):
+            """Counts a device's share, see device_shares, as `fit` counts a batch.
+
+            Shares' losses add up to the mean loss of the whole batch.
+            """
+            import tensorflow as tf
+
+            here = tf.reduce_sum(tf.cast(present, tf.float32))
+            everywhere = tf.distribute.get_replica_context().all_reduce("SUM", here)
+            self._loss_tracker.update_state(
+                tf.math.divide_no_nan(loss * everywhere, here), sample_weight=here
+            )
+            count = tf.cast(here, tf.int32)  # the first ones
+            return self.compute_metrics(None, labels[:count], logits[:count])
 
         def call(self, images, training=False):
             # As the classifier's input does: a resize of bytes would round to bytes.

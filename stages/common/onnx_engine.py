@@ -1,4 +1,4 @@
-"""Runs a network by ONNX Runtime, which is about twice as fast as TensorFlow on a CPU.
+"""Runs a network by ONNX Runtime, on some CPUs faster than TensorFlow; `make benchmark` tells.
 
 An optional extra: make extra NAME=export.
 """

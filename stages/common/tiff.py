@@ -1,10 +1,23 @@
 """TIFF files of any number of channels, most of which Pillow does not open."""
 
 import io
+import math
+import zlib
 
 import numpy as np
 
+from stages.common.geometry import RGB
+
 BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders, plain and BigTIFF
+# What tifffile raises on bytes that it can't make sense of, found by damaging real files.
+_DECODER_ERRORS = (
+    *(OSError, IndexError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError),
+    *(ArithmeticError, MemoryError, zlib.error),
+)
+
+
+class TooManyPixels(ValueError):
+    """A picture larger than allowed, by its header alone."""
 
 
 def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
@@ -14,9 +27,11 @@ def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
 
     Args:
         encoded: the file.
-        pixel_limit: most pixels, width × height, that are decoded.
+        pixel_limit: most pixels, width × height, that are decoded; of more than three channels
+            as many bytes as such a picture in RGB.
 
     Raises:
+        TooManyPixels: more than `pixel_limit`.
         ValueError: no such picture; the text says what is wrong.
     """
     import tifffile
@@ -27,11 +42,19 @@ def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
             axes, shape = series.axes, series.shape
             if "X" not in axes or "Y" not in axes or len(axes) not in (2, 3):
                 raise ValueError(f"expected height, width and channels, received the axes {axes}")
-            pixels = shape[axes.index("X")] * shape[axes.index("Y")]
-            if not 0 < pixels <= pixel_limit:
-                raise ValueError(f"{pixels} pixels, of which 1 to {pixel_limit} are allowed")
+            height, width = shape[axes.index("Y")], shape[axes.index("X")]
+            channels = math.prod(shape) // max(height * width, 1)
+            if height * width * max(channels, RGB) > RGB * pixel_limit:
+                raise TooManyPixels(
+                    f"{width}×{height} pixels of {channels} channels are more than the limit of "
+                    f"{pixel_limit} in RGB"
+                )
+            if height * width == 0:
+                raise ValueError(f"{width}×{height} pixels")
             values = series.asarray()
-    except (tifffile.TiffFileError, IndexError, KeyError, TypeError, OSError) as error:
+    except TooManyPixels:
+        raise
+    except _DECODER_ERRORS as error:
         raise ValueError(f"not a TIFF file that can be decoded: {error}") from None
     if values.dtype == np.uint16:
         values = (values // 257).astype(np.uint8)

@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from stages.common import models, params, paths, shards, tables
+from stages.common import device_shares, models, params, paths, shards, tables
 from stages.common.run import UserError, progress
+
+LONGEST_WARM_UP = 0.1  # part of seconds_budget, since an epoch may take longer than all of it
 
 
 @params.params_dataclass
@@ -327,6 +329,12 @@ def train(
 
     part = shards.ALL if team is None else team.part
 
+    def for_devices(batches, images: int):
+        # A team parts them by itself.
+        if team is not None:
+            return batches
+        return device_shares.on_all_devices(batches, images, parameters.batch_size)
+
     def make_training_batches(first_epoch: int):
         batches = shards.training_batches(
             data / "train",
@@ -337,7 +345,8 @@ def train(
             image_size=image_size,
             part=part,
         )
-        return with_one_hot(prepare(batches, first_epoch * steps_per_epoch), classes, weigh)
+        prepared = prepare(batches, first_epoch * steps_per_epoch)
+        return for_devices(with_one_hot(prepared, classes, weigh), index.count)
 
     def validation(part: shards.Part = shards.ALL):
         batches = shards.batches(
@@ -350,7 +359,9 @@ def train(
         model,
         parameters,
         make_training_batches=make_training_batches,
-        validation_batches=with_one_hot(validation(part), classes),
+        validation_batches=for_devices(
+            with_one_hot(validation(part), classes), validation_index.count
+        ),
         images_per_epoch=index.count,
         backup=backup_folder(stage if team is None else team.backup_name(stage), name),
         loop=None if team is None else team.loop(name, index.count, validation_index.count),
@@ -527,13 +538,14 @@ class _Budget:
     """The seconds that training may take, those before an interruption included.
 
     The schedule is fitted to them: its position is the part of the budget that is used, or that of
-    the epochs where these end earlier. A clock decides when training ends, so that two runs
-    differ.
+    the epochs where these end earlier; the warm-up takes a tenth at most. A clock decides when
+    training ends, so that two runs differ.
     """
 
     def __init__(self, path: Path, parameters: TrainingParams):
         self._path, self._parameters = path, parameters
-        self.seconds = float(path.read_text()) if path.exists() else 0.0
+        kept = path.read_text().split() if path.exists() else ("0", "0")
+        self.seconds, self._warm_up_end = map(float, kept)  # the latter a position, from 0 to 1
 
     @property
     def spent(self) -> bool:
@@ -545,13 +557,17 @@ class _Budget:
         parameters = self._parameters
         if parameters.schedule == "constant":
             return parameters.learning_rate
-        warmup_steps = round(parameters.warmup_epochs * steps_per_epoch)
-        if steps_done < warmup_steps:
-            return parameters.learning_rate * steps_done / warmup_steps
-        done = max(
+        position = max(
             steps_done / (parameters.epochs * steps_per_epoch),
             self.seconds / parameters.seconds_budget,
         )
+        warmup_steps = round(parameters.warmup_epochs * steps_per_epoch)
+        if warmup_steps:
+            risen = max(steps_done / warmup_steps, position / LONGEST_WARM_UP)
+            if risen < 1:
+                self._warm_up_end = position
+                return parameters.learning_rate * risen
+        done = (position - self._warm_up_end) / (1 - self._warm_up_end)
         return parameters.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def callbacks(self, steps_per_epoch: int) -> list:
@@ -581,7 +597,7 @@ class _Budget:
 
             def on_epoch_end(self, epoch, logs=None):
                 budget.seconds = time.perf_counter() - self.started
-                budget._path.write_text(f"{budget.seconds}")
+                budget._path.write_text(f"{budget.seconds} {budget._warm_up_end}")
 
         return [BudgetCallback()]
 

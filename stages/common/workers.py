@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.common import shards
+from stages.common import device_shares, shards
 from stages.common.paths import BACKUP
 from stages.common.run import UserError
 
@@ -281,31 +281,21 @@ class Team:
         return shards.Part(self.cluster.index, self.size)
 
     def distributed(self, dataset, images: int):
-        """This worker's batches as `share` parts them, for one device after the other.
+        """This worker's batches in shares, see device_shares.parted.
 
         Args:
             dataset: of this worker's `part` of each batch: (images, labels) or (images, labels,
                 weights), one epoch after the other.
             images: of all workers in one epoch.
         """
-        import tensorflow as tf
-
-        full, last = divmod(images - 1, self.batch_size)
-        counts = tf.constant([self.batch_size] * full + [last + 1], tf.int64)
-        own = tf.constant(
-            [self.part.of_batch(self.batch_size)] * full + [self.part.of_batch(last + 1)], tf.int64
+        parted = device_shares.parted(
+            dataset,
+            images,
+            self.batch_size,
+            self.part,
+            self.local_replicas,
+            self.strategy.num_replicas_in_sync,
         )
-        replicas = self.strategy.num_replicas_in_sync
-
-        def parts(step, batch):
-            step %= full + 1
-            return tf.data.Dataset.range(self.local_replicas).map(
-                lambda replica: share(
-                    batch, own[step], replica, self.local_replicas, replicas / counts[step]
-                )
-            )
-
-        parted = dataset.enumerate().flat_map(parts).prefetch(tf.data.AUTOTUNE)
         return self.strategy.distribute_datasets_from_function(lambda _context: parted)
 
     @contextlib.contextmanager
@@ -434,34 +424,6 @@ def gone_workers(cluster: Cluster, message: str) -> list[int]:
         return silent
     named = {f"{job} {number}" for job, number in re.findall(r"/job:(\w+)\S*?/task:(\d+)", message)}
     return [index for index in others if cluster.task(index) in named]
-
-
-def share(batch: Sequence, count, replica, replicas: int, factor) -> tuple:
-    """One device's share of a worker's batch: (images, labels, weights, present).
-
-    Shares differ by one image at most. The weights (images,) float32 are such that the mean loss of
-    each share, divided by the number of all workers' devices as Keras does, adds up to the mean
-    loss of all workers' images. A share of fewer images than there are devices holds one image that
-    is not `present`, of weight 0.
-
-    Args:
-        batch: images (batch, …), labels (batch, classes) and, where images weigh, weights (batch,).
-        count: of the images that are present, the first ones, int64.
-        replica: which share, from 0, int64.
-        replicas: devices of this worker.
-        factor: devices of all workers over all their images of this step.
-    """
-    import tensorflow as tf
-
-    begin, end = replica * count // replicas, (replica + 1) * count // replicas
-    present = tf.cast(end > begin, tf.float32)
-    begin = tf.maximum(tf.minimum(begin, count - 1), 0)
-    end = tf.maximum(end, begin + 1)
-    images, labels, *weights = (column[begin:end] for column in batch)
-    of_one = present * tf.cast(end - begin, tf.float32) * tf.cast(factor, tf.float32)
-    ones = tf.ones([end - begin])
-    weights = weights[0] if weights else ones
-    return images, labels, weights * of_one, ones * present
 
 
 class _Steps:

@@ -1,5 +1,6 @@
 """A folder with one folder of images a class, as people have them, or an archive of it."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,11 +9,17 @@ from pathlib import Path, PurePosixPath
 import tensorflow_datasets as tfds
 
 from stages.common.datasets.sources import Folder, open_source
+from stages.common.inventory import InventoryRow
 from stages.common.run import UserError
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".gif"),
     *(".bmp", ".webp", ".tif", ".tiff"),
+)
+# Images that nothing here decodes; `fetch` rejects them by name instead of passing over them.
+UNREADABLE_SUFFIXES = (
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw"),
 )
 # What people call the folders of official splits; `stages.split` knows the same names.
 OFFICIAL_SPLITS = ("train", "valid", "val", "validation", "test")
@@ -47,7 +54,7 @@ def is_hidden(name: str) -> bool:
 
 def is_image(name: str) -> bool:
     """Whether a file is one of the images, judged by its name."""
-    return name.lower().endswith(SUFFIXES) and not is_hidden(name)
+    return name.lower().endswith((*SUFFIXES, *UNREADABLE_SUFFIXES)) and not is_hidden(name)
 
 
 def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
@@ -62,13 +69,15 @@ def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
         strip_top: whether folders that all images share, as in most archives, are no classes.
 
     Raises:
-        UserError: images lie outside any class, or there are fewer than two classes.
+        UserError: images lie outside any class, there are fewer than two classes, or a name is no
+            text in UTF-8.
     """
     images_in: Counter[str] = Counter()
     first_in: dict[str, str] = {}
     left_out: Counter[str] = Counter()
     for name in names:
         if is_image(name):
+            _check_encoding(name, where)
             folder, _, _ = name.rpartition("/")
             images_in[folder] += 1
             first_in.setdefault(folder, name)
@@ -99,6 +108,16 @@ def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
     return Layout(
         top, has_splits, tuple(sorted(images_in)), class_names, split_names, dict(left_out)
     )
+
+
+def _check_encoding(name: str, where: Path) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"dataset.path: expected names of files in UTF-8, received {os.fsencode(name)!r} in "
+            f"{where}; rename it, or all of them at once: convmv -f latin1 -t utf8 -r --notest"
+        ) from None
 
 
 def _shared_top(folders: Iterable[str]) -> str:
@@ -164,6 +183,13 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
             if left_out
             else []
         )
+        if self._source.links:
+            self.notes.append(
+                f"left out are {self._source.links} links in the archive; pack the files that they "
+                "name: tar --dereference --hard-dereference, zip without -y"
+            )
+        # Split to the rows of images that are not there.
+        self.rejected: dict[str, list[InventoryRow]] = {}
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -187,6 +213,17 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
         for name, encoded in self._source.files(wanted):
             yield _example(name, encoded, self.layout)
+        self.rejected[split] = [
+            InventoryRow(
+                id=name,
+                name=name,
+                label=self.layout.place(name)[1],
+                problem="missing_file",
+                detail=f"{self._source.path / name} is a link to a file that does not exist",
+            )
+            for name in self._source.missing
+            if wanted(name)
+        ]
 
     def _transform(self, split: str):
         import apache_beam as beam

@@ -299,3 +299,5 @@ class ImageTable(tfds.core.GeneratorBasedBuilder):
             return file.read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise images.BadImage("missing_file", f"{file} does not exist") from None
+        except (OSError, ValueError) as error:  # a name too long, a null character, no permission
+            raise images.BadImage("missing_file", f"{path!r} can't be read: {error}") from None

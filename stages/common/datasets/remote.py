@@ -92,7 +92,8 @@ def _copy(url: str, target: Path) -> None:
     except (ImportError, ValueError) as error:
         raise UserError(
             f"dataset.path: the table names {url}, which can't be opened: {error}; install the "
-            f"package, or use one of the schemes that are there, such as https:// and file://"
+            f"package (of s3:// by `make extra NAME=s3`), or use one of the schemes that are "
+            "there, such as https:// and file://"
         ) from None
     try:
         file_system.get_file(path, str(partial))

@@ -28,6 +28,8 @@ class Source(Protocol):
 
     path: Path
     is_archive: bool
+    missing: list[str]  # names that `files` found no file for: links to what is not there
+    links: int  # that `names` left out
 
     def names(self) -> Iterator[str]:
         """The name of every file."""
@@ -64,6 +66,8 @@ class Folder:
     def __init__(self, path: Path):
         """`path` is the folder that names are relative to."""
         self.path = path
+        self.missing: list[str] = []
+        self.links = 0
 
     def names(self) -> Iterator[str]:
         """The name of every file."""
@@ -73,7 +77,12 @@ class Folder:
         """Name and content of the files whose names are wanted."""
         for name in self.names():
             if wanted(name):
-                yield name, self.read(name)
+                try:
+                    content = self.read(name)
+                except FileNotFoundError:
+                    self.missing.append(name)
+                    continue
+                yield name, content
 
     def names_in(self, folder: str) -> Iterator[str]:
         """The name of every file of one folder, those of folders in it left out."""
@@ -97,7 +106,7 @@ class Folder:
                 yield from self._walk(
                     folder / entry.name, f"{prefix}{entry.name}/", (*above, identity)
                 )
-            elif entry.is_file():
+            elif entry.is_file() or (entry.is_symlink() and not (folder / entry.name).exists()):
                 yield prefix + entry.name
 
 
@@ -109,6 +118,8 @@ class Zip:
     def __init__(self, path: Path):
         """`path` is the archive."""
         self.path = path
+        self.missing: list[str] = []
+        self.links = 0
 
     def names(self) -> Iterator[str]:
         """The name of every file; links are left out."""
@@ -132,9 +143,11 @@ class Zip:
                     yield name, archive.read(member)
 
     def _members(self, archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
+        self.links = 0
         for member in archive.infolist():
-            is_link = stat.S_ISLNK(member.external_attr >> 16)  # the upper half is Unix's mode
-            if not member.is_dir() and not is_link:
+            if stat.S_ISLNK(member.external_attr >> 16):  # the upper half is Unix's mode
+                self.links += 1
+            elif not member.is_dir():
                 yield member
 
 
@@ -146,6 +159,8 @@ class Tar:
     def __init__(self, path: Path):
         """`path` is the archive."""
         self.path = path
+        self.missing: list[str] = []
+        self.links = 0
 
     def names(self) -> Iterator[str]:
         """The name of every file; links and devices are left out."""
@@ -164,9 +179,12 @@ class Tar:
                     yield name, archive.extractfile(member).read()
 
     def _members(self, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+        self.links = 0
         while (member := archive.next()) is not None:
             if member.isfile():
                 yield member
+            elif member.issym() or member.islnk():
+                self.links += 1
             archive.members.clear()  # or the archive remembers every member that it read
 
 
