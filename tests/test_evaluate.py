@@ -356,3 +356,25 @@ def test_views_of_an_image_are_averaged(toy_classifier):
     np.testing.assert_array_equal(
         evaluate.averaged(model, [augment.IDENTITY])(images), model(images)
     )
+
+
+def test_the_views_that_params_ask_for_are_averaged(project):
+    tables = {}
+    for flip in (False, True):
+        text = (project / "params.yaml").read_text()
+        asked = json.dumps(AS_IT_IS | {"horizontal_flip": flip})
+        (project / "params.yaml").write_text(text.replace(json.dumps(AS_IT_IS), asked))
+        evaluate.main()
+        with (project / "data" / "predictions" / "head.csv").open(newline="") as file:
+            tables[flip] = [
+                [float(value) for name, value in row.items() if name.startswith("probability ")]
+                for row in csv.DictReader(file)
+            ]
+    model = models.load(paths.HEAD)
+    images = np.concatenate(
+        [batch[0].numpy() for batch in shards.batches(paths.IMAGES / "test", 30)]
+    ).astype("float32")
+    mirrored = model(images[:, :, ::-1]).numpy()
+    assert np.abs(mirrored - np.array(tables[False])).max() > 1e-3
+    expected = (np.array(tables[False]) + mirrored) / 2
+    np.testing.assert_allclose(np.array(tables[True]), expected, atol=1e-5)

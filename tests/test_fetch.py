@@ -145,6 +145,8 @@ class TestElpv:
             assert example.columns["wafer_type"] == wafer_type
             # TFRecord files hold single precision.
             assert example.columns["probability"] == pytest.approx(probability, abs=1e-7)
+            sure = {0.0: 1, 0.3333: 1 / 3, 0.6667: 2 / 3, 1.0: 1}[round(probability, 4)]
+            assert example.columns["rater_confidence"] == pytest.approx(sure, abs=1e-7)
             assert raw.class_names[example.label] == elpv.label_of(probability, "probability", 0.5)
 
     def test_ids_are_unique(self, cells):

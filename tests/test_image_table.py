@@ -422,6 +422,28 @@ class TestRemote:
         with pytest.raises(UserError, match=r"names nosuch://a/1\.png, which can't be opened: "):
             get("nosuch://a/1.png")
 
+    @pytest.mark.slow
+    def test_a_bucket(self, tmp_path, pictures, get, monkeypatch):
+        import s3fs
+        from moto.server import ThreadedMotoServer
+
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        try:
+            endpoint = "http://{}:{}".format(*server.get_host_and_port())
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+                monkeypatch.setenv(name, "testing")
+            monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+            bucket = s3fs.S3FileSystem(endpoint_url=endpoint)
+            bucket.mkdir("photos")
+            content = (tmp_path / pictures[0]).read_bytes()
+            bucket.pipe("photos/a b.png", content)
+            assert get("s3://photos/a b.png").read_bytes() == content
+            with pytest.raises(BadImage, match="gone"):
+                get("s3://photos/gone.png")
+        finally:
+            server.stop()
+
     def test_a_table_of_urls_of_several_kinds(self, tmp_path, pictures, server, monkeypatch):
         memory = fsspec.filesystem("memory")
         memory.pipe("/photos/five.png", (tmp_path / pictures[5]).read_bytes())

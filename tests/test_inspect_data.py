@@ -7,6 +7,7 @@ import pytest
 
 from stages.common import inventory, params
 from tests.conftest import ROOT
+from tests.toy_project import ToyProject
 from tools import inspect_data
 
 
@@ -212,3 +213,15 @@ def test_a_split_that_fails_leaves_what_fetch_found(tmp_path):
     assert "source    9 in 'train'" in done.stdout
     assert "the data could not be divided" in done.stdout
     assert done.stderr.endswith("error: fetch or split failed, as said above\n")
+
+
+def test_the_command_runs_fetch_and_split_alone(tmp_path):
+    project = ToyProject(tmp_path)
+    (project.folder / "data" / "own" / "red" / "broken.png").write_bytes(b"no image")
+    project.set_params({"dataset": {"on_bad_image": "skip"}})
+    output = project.run("tools.inspect_data")
+    ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+    assert ran == ["fetch", "split"]
+    assert "blue" in output
+    assert "not_an_image" in output or "no image" in output
+    assert (project.folder / "plots" / "data" / "samples.png").exists()

@@ -48,6 +48,16 @@ def test_second_run_and_edited_comments_run_nothing(project):
     assert project.repro() == []
 
 
+def test_an_image_that_is_added_is_noticed(project):
+    folder = project.folder / "data" / "own" / "blue"
+    added = shutil.copy(folder / "0.png", folder / "added.png")
+    try:
+        assert "data/own" in project.run("dvc", "status", "fetch")
+    finally:
+        added.unlink()
+    assert "up to date" in project.run("dvc", "status", "fetch")
+
+
 def test_models_learn_and_metrics_are_whole(project):
     for model in ("head", "fine_tuned"):
         metrics = json.loads((project.folder / "metrics" / f"{model}.json").read_text())

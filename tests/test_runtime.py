@@ -63,7 +63,8 @@ def write_params(
     content["runtime"].update(
         devices=devices, precision=precision, steps_per_execution=steps_per_execution
     )
-    content["fine_tune"].update(epochs=3, batch_size=8, learning_rate=0.01, **changes)
+    given = {"epochs": 3, "batch_size": 8, "learning_rate": 0.01, "image_sizes": None}
+    content["fine_tune"].update(given | changes)
     content["fine_tune"]["augment"].update(
         horizontal_flip=False, vertical_flip=False, quarter_turns=False, crop_area=1
     )
@@ -114,6 +115,32 @@ def test_two_devices_train_as_one_does(project, count):
     for here, there in zip(first, second, strict=True):
         np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-4)
     assert max(np.abs(a - b).max() for a, b in zip(before, first, strict=True)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"augment": {"erasing": 1.0}},
+        {"augment": {"mixup": 1.0}},
+        {"image_sizes": [[1, 16]]},
+        {"layer_decay": 0.1},
+        {"gradual_unfreezing": [[1, "none"]]},
+        {"batch_norm_statistics": "updated"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_params_ask_for_reaches_training(project, changes):
+    """By the loss of the second epoch, the same where `fine_tune` forgot to hand something on."""
+    losses = []
+    for given in ({}, changes):
+        write_params(project, epochs=2, **{k: v for k, v in given.items() if k != "augment"})
+        content = json.loads((project / "params.yaml").read_text())
+        content["fine_tune"]["augment"].update(given.get("augment", {}))
+        (project / "params.yaml").write_text(json.dumps(content))
+        stage.main()
+        history = np.genfromtxt("plots/fine_tune/history.csv", delimiter=",", names=True)
+        losses.append(history["loss"][-1])
+    assert abs(losses[0] - losses[1]) > 1e-4
 
 
 def test_devices_that_are_not_there_and_batches_that_cannot_be_parted(project):

@@ -1,5 +1,6 @@
 """tools.search: the space is checked; a search runs, ends early, goes on, and writes a preset."""
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -124,3 +125,38 @@ def test_an_experiment_is_ended_when_it_is_told_to(tmp_path, monkeypatch):
     assert seen == [1, 2, 3]
     # DVC's locks are free: the next command works at once.
     assert "ended" not in project.run("dvc", "exp", "list", "--name-only")
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_is_left_behind(folder, monkeypatch, capsys):
+    """One that diverges, or whose values params.yaml refuses together, would else end every run."""
+    import optuna
+
+    path = space(folder, **{"fine_tune.learning_rate": {"low": 1e-4, "high": 1.0, "log": True}})
+    outcomes = iter([UserError("training diverged"), 0.5, UserError("diverged"), 0.4, 0.3])
+
+    def run_experiment(*_):
+        outcome = next(outcomes)
+        if isinstance(outcome, UserError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(search, "run_experiment", run_experiment)
+    monkeypatch.setattr("sys.argv", ["search", str(path), "--trials", "3"])
+    search.main()
+    assert "failed: training diverged" in capsys.readouterr().out
+    states = [trial.state.name for trial in search.open_study(path.stem, 0).trials]
+    assert states == ["FAIL", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+    outcomes = itertools.repeat(UserError("no space left"))
+    monkeypatch.setattr("sys.argv", ["search", str(path), "--trials", "9"])
+    with pytest.raises(UserError, match="3 trials in a row failed, the last: no space left"):
+        search.main()
+    study = search.open_study(path.stem, 0)
+    assert not study.get_trials(states=[optuna.trial.TrialState.RUNNING])
+
+
+def test_values_that_params_refuse_together_start_nothing(folder):
+    values = {"fine_tune.augment.mixup": 0.2, "fine_tune.augment.cutmix": 1.0}
+    with pytest.raises(UserError, match=r"of the trial t, fine_tune.augment: mixup and cutmix"):
+        search.run_experiment("t", "fine_tune", values, lambda *_: False)

@@ -49,6 +49,42 @@ def test_gpus_are_those_that_are_visible(monkeypatch):
     assert sweep.gpus() == []
 
 
+class Queue:
+    """Stands for `dvc`: each start brings one more worker up, each look ends an experiment."""
+
+    def __init__(self, waiting: int, *ended: str):
+        self.waiting, self.ended = waiting, [*ended]
+        self.workers, self.seen = 0, []
+
+    def __call__(self, *words: str, environment: dict | None = None) -> str:
+        if words[:2] == ("queue", "start"):
+            self.workers = int(words[words.index("--jobs") + 1])
+            self.seen.append((environment or {}).get("CUDA_VISIBLE_DEVICES"))
+        elif self.workers == 2 and self.waiting:
+            self.waiting -= 1
+            self.ended.append("Success")
+        states = ["Queued"] * self.waiting + self.ended
+        rows = [f"{number:07} 11:01 AM {state}" for number, state in enumerate(states)]
+        return "\n".join([*rows, f"Worker status: {self.workers} active, 0 idle"])
+
+
+def test_each_worker_is_started_with_its_own_gpu(monkeypatch):
+    queue = Queue(4)
+    monkeypatch.setattr(sweep, "dvc", queue)
+    sweep.start(["3", "5"])
+    assert queue.seen == ["3", "5"]
+
+
+def test_what_failed_before_is_not_this_sweeps(monkeypatch, capsys):
+    queue = Queue(4, "Failed", "Success")
+    monkeypatch.setattr(sweep, "dvc", queue)
+    monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
+    monkeypatch.setattr("sys.argv", ["sweep", "--workers", "2"])
+    monkeypatch.setattr(sweep, "gpus", list)
+    sweep.main()  # else: 1 experiments failed
+    assert "4/4" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_four_experiments_by_two_workers_end_in_one_table(tmp_path):
     project = ToyProject(tmp_path)

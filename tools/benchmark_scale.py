@@ -2,7 +2,7 @@
 
 Makes that many small photographs in a temporary folder and runs the stages that see every image
 before training: fetch, split, preprocess; smaller numbers several times, in turn. Writes
-benchmarks/scale.json.
+benchmarks/scale.json, or what --output says.
 """
 
 import argparse
@@ -183,7 +183,9 @@ def main() -> None:
         prog="tools.benchmark_scale", description=__doc__.split(":")[0]
     )
     parser.add_argument("images", nargs="+", type=int, help="numbers of images, 100 or more")
-    counts = sorted(parser.parse_args().images)
+    parser.add_argument("--output", type=Path, default=RESULTS, help=f"default: {RESULTS}")
+    options = parser.parse_args()
+    counts = sorted(options.images)
     if counts[0] < 100:
         raise UserError(f"expected 100 images or more, received {counts[0]}")
     rows: list[Measured] = []
@@ -193,14 +195,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="warmstart-scale-") as folder:
             rows += measure_all(together, Path(folder))
         print(growth(rows), flush=True)
-        RESULTS.parent.mkdir(exist_ok=True)
+        options.output.parent.mkdir(exist_ok=True)
         results = {
             "cores": cores(),
             "side": SIDE,
             "md5_mebibytes_per_second": md5_rate(),
             "rows": [asdict(row) for row in rows],
         }
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

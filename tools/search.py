@@ -29,6 +29,7 @@ SECTIONS = ("preprocess", "backbone", "extract_features", "train_head", "fine_tu
 CHANGES_THE_LOSS = ("label_smoothing",)
 EPOCH = re.compile(r"epoch (\d+)/\d+: loss .* validation loss ([\d.]+|nan|inf),")
 UNPRUNED_TRIALS, UNPRUNED_EPOCHS = 4, 2  # with fewer there is no median to be worse than
+MOST_FAILURES_IN_A_ROW = 3  # one trial may diverge; all of them mean that something else is wrong
 
 
 @params.params_dataclass
@@ -184,8 +185,9 @@ def run_experiment(
         The validation loss of the model that the stage keeps; None where it was ended.
 
     Raises:
-        UserError: the experiment failed.
+        UserError: params.yaml refuses these values together, or the experiment failed.
     """
+    check_params.check(with_values(values), f"params.yaml of the trial {name}")
     process = experiment.start(name, stage, values)
     last_lines, current = [], None
     try:
@@ -275,6 +277,7 @@ def main() -> None:
         study.enqueue_trial(present)  # what there is now is what the others are compared with
     trials = options.trials or space.trials
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    failures = 0
     while (done := len(study.get_trials(states=finished))) < trials:
         trial = study.ask()
         values = suggest(trial, space)
@@ -284,7 +287,17 @@ def main() -> None:
             trial.report(loss, epoch)
             return trial.should_prune()
 
-        loss = run_experiment(f"{name}-{trial.number}", space.stage, values, on_epoch)
+        try:
+            loss = run_experiment(f"{name}-{trial.number}", space.stage, values, on_epoch)
+        except UserError as error:
+            # Left as it is it would be taken for one that was cut off, and tried again.
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            failures += 1
+            if failures == MOST_FAILURES_IN_A_ROW:
+                raise UserError(f"{failures} trials in a row failed, the last: {error}") from None
+            print(f"  failed: {error}", flush=True)
+            continue
+        failures = 0
         if loss is None:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             print("  ended early", flush=True)

@@ -22,6 +22,7 @@ from stages.common.run import UserError, progress, run
 POLL_SECONDS = 5
 START_SECONDS = 120  # in which a worker that starts must have come up
 WAITING = ("Queued", "Running")
+ENDED = ("Success", "Failed")
 
 
 def dvc(*words: str, environment: dict[str, str] | None = None) -> str:
@@ -106,13 +107,16 @@ def start(worker_devices: list[str | None]) -> None:
             time.sleep(1)
 
 
-def watch() -> Counter:
-    """Shows progress until no experiment waits or runs; the states at the end."""
-    before = tasks(dvc("queue", "status"))
-    total = sum(before.values())
+def watch(earlier: Counter) -> Counter:
+    """Shows progress until no experiment waits or runs; the states at the end.
+
+    Args:
+        earlier: those that had ended before this sweep, by state, which DVC still lists.
+    """
+    total = sum((tasks(dvc("queue", "status")) - earlier).values())
     with progress(None, total=total, unit="experiment", description="sweep") as bar:
         while True:
-            now = tasks(dvc("queue", "status"))
+            now = tasks(dvc("queue", "status")) - earlier
             bar.update(now["Success"] + now["Failed"] - bar.n)
             if not any(now[state] for state in (*WAITING, "Preparing")):
                 return now
@@ -135,12 +139,14 @@ def main() -> None:
     if options.workers is not None and options.workers < 1:
         parser.error(f"--workers: expected 1 or more, received {options.workers}")
     worker_devices = devices(options.workers, gpus())
+    before = tasks(dvc("queue", "status"))
+    earlier = Counter({state: before[state] for state in ENDED})
     if options.set_param:
         words = [word for change in options.set_param for word in ("-S", change)]
         copies = [word for path in untracked_data() for word in ("--copy-paths", path)]
         print(dvc("exp", "run", "--queue", *copies, *words), end="", flush=True)
     start(worker_devices)
-    states = watch()
+    states = watch(earlier)
     print(dvc("exp", "show", "--only-changed", "--no-pager", "--hide-workspace", "--md"), end="")
     if states["Failed"]:
         raise UserError(
