@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.common import models, paths, shards
+from stages.common import backbones, models, paths, shards
+from stages.common.run import UserError
 from tools import benchmark, benchmark_scale, benchmark_training
 
 
@@ -133,3 +134,58 @@ def test_an_epoch_of_fine_tuning_is_compared_with_networks_that_train(
     losses = {name: case().history["loss"][0] for name, case in cases.items()}
     assert all(np.isfinite(loss) for loss in losses.values())
     assert len(losses) == 3
+
+
+def test_a_few_tables_are_chosen_by_their_titles():
+    assert benchmark.chosen(["jpeg, 32"]) == {"JPEG, 32 by 32"}
+    assert len(benchmark.chosen([])) == 10
+    with pytest.raises(UserError, match=r"--only: expected a part of one of .* received 'decoding'"):
+        benchmark.chosen(["decoding"])
+
+
+def test_tables_of_another_machine_are_not_mixed_with_this_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = benchmark.machine()
+    assert benchmark.earlier_results(here) == {}
+    benchmark.RESULTS.parent.mkdir()
+    benchmark.RESULTS.write_text(json.dumps({"machine": here, "training": {"a": []}}))
+    assert benchmark.earlier_results(here)["training"] == {"a": []}
+    with pytest.raises(UserError, match=r"results\.json was measured with cores \d+, here it is 1"):
+        benchmark.earlier_results(here | {"cores": 1000})
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch, toy_classifier):
+    """A folder in which a network, a head and images of three classes lie."""
+    monkeypatch.chdir(tmp_path)
+    backbone = models.with_any_size(backbones.build("tiny", None, 32))
+    models.save(backbone, paths.BACKBONE)
+    models.save(toy_classifier("dense"), paths.HEAD)
+    random = np.random.default_rng(0)
+    for split, count in (("train", 64), ("valid", 16), ("test", 16)):
+        shards.write_all(
+            paths.IMAGES / split,
+            (
+                (random.integers(0, 256, (32, 32, 3), dtype=np.uint8), number % 3, str(number))
+                for number in range(count)
+            ),
+            "uint8",
+            ["a", "b", "c"],
+        )
+
+
+@pytest.mark.usefixtures("pictures")
+def test_all_ways_to_a_head_and_to_features_run(monkeypatch):
+    monkeypatch.setattr(benchmark_training, "EPOCHS", 1)
+    monkeypatch.setitem(benchmark_training.HEAD, "epochs", 1)
+    for make, handled in (
+        (benchmark_training.head_epochs, 64),
+        (benchmark_training.forward_pass, 16),
+    ):
+        cases, count = make()
+        assert count == handled
+        for work in cases.values():
+            work()
+    accuracies = benchmark_training.head_accuracies(2)
+    assert {name: len(values) for name, values in accuracies.items()} == {"tutorial": 2, "ours": 2}
+    assert all(0 <= value <= 1 for values in accuracies.values() for value in values)

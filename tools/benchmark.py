@@ -2,17 +2,20 @@
 
 Every case of a table runs in turn, several rounds long, in one process on one machine; the tables
 show medians of the rounds, their spread, and the ratio to the first case. Absolute rates belong to
-the machine that they were taken on.
+the machine that they were taken on. `--only JPEG` and the like measure some of the tables anew.
 
-Writes: benchmarks/results.json — the same figures, with the machine and the versions.
+Writes: benchmarks/results.json — the same figures, with the machine, the versions, and of each
+        table the commit.
 """
 
+import argparse
 import importlib.util
 import io
 import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -147,56 +150,143 @@ def decoding(encoded: Sequence[bytes], image_size: int, pool: ProcessPoolExecuto
     }
 
 
-def main() -> None:
-    """Runs every table and prints it."""
-    if not paths.HEAD.exists():
-        raise UserError(f"{paths.HEAD} does not exist; `make repro` makes what is measured")
-    start_tensorflow(0)
-    decoded, trained = {}, {}
-    for title, make, rounds in (
-        ("Ten epochs of a head, from shards", training.head_epochs, 5),
-        ("Forward pass of the frozen network", training.forward_pass, ROUNDS),
-        ("An epoch of fine-tuning", training.fine_tuning, ROUNDS),
-        ("Nothing to do", training.nothing_to_do, ROUNDS),
-    ):
-        cases, count = make()
-        rows = rates(cases, count, rounds, warm_up=make is not training.head_epochs)
-        print("\n" + table(title, rows), flush=True)
-        trained[title] = [asdict(row) for row in rows]
-    accuracies = training.head_accuracies(SEEDS)
-    for case, values in accuracies.items():
-        mean, spread = statistics.mean(values), statistics.stdev(values)
-        print(f"validation accuracy of the head, {case}: {mean:.4f} ± {spread:.4f}")
-    gained = [ours - theirs for theirs, ours in zip(*accuracies.values(), strict=True)]
-    error = statistics.stdev(gained) / len(gained) ** 0.5
-    print(f"difference, ours less the tutorial's: {statistics.mean(gained):+.4f} ± {error:.4f}")
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for title, kind, size, count in (
-            ("JPEG, 4000 by 3000", "JPEG", (4000, 3000), 16),
-            ("JPEG, 1024 by 768", "JPEG", (1024, 768), 200),
-            ("JPEG, 500 by 375", "JPEG", (500, 375), 400),
-            ("PNG, 300 by 300", "PNG", (300, 300), 400),
-            ("JPEG, 32 by 32", "JPEG", (32, 32), 4000),
-        ):
-            encoded = [photograph(number, size, kind) for number in range(count)]
-            rows = rates(decoding(encoded, IMAGE_SIZE, pool), count, ROUNDS)
-            print("\n" + table(f"Decode and resize to {IMAGE_SIZE}: {title}", rows), flush=True)
-            decoded[title] = [asdict(row) for row in rows]
+TRAINING = {  # title to what makes the cases, and the rounds
+    "Ten epochs of a head, from shards": (training.head_epochs, 5),
+    "Forward pass of the frozen network": (training.forward_pass, ROUNDS),
+    "An epoch of fine-tuning": (training.fine_tuning, ROUNDS),
+    "Nothing to do": (training.nothing_to_do, ROUNDS),
+}
+ACCURACY = "Accuracy of the head on the validation split"
+DECODING = {  # title to format, size, how many, and the side in pixels that all cases end at
+    "JPEG, 4000 by 3000": ("JPEG", (4000, 3000), 16, IMAGE_SIZE),
+    "JPEG, 1024 by 768": ("JPEG", (1024, 768), 200, IMAGE_SIZE),
+    "JPEG, 500 by 375": ("JPEG", (500, 375), 400, IMAGE_SIZE),
+    "PNG, 300 by 300": ("PNG", (300, 300), 400, IMAGE_SIZE),
+    "JPEG, 32 by 32": ("JPEG", (32, 32), 4000, 32),  # ours never enlarges: equal work
+}
+
+
+def chosen(texts: Sequence[str]) -> set[str]:
+    """The titles of the tables that have one of the texts; all where there is none.
+
+    Raises:
+        UserError: a text is in no title.
+    """
+    titles = {*TRAINING, ACCURACY, *DECODING}
+    for text in texts:
+        if not any(text.lower() in title.lower() for title in titles):
+            raise UserError(
+                f"--only: expected a part of one of {sorted(titles)}, received {text!r}"
+            )
+    return {
+        title
+        for title in titles
+        if not texts or any(text.lower() in title.lower() for text in texts)
+    }
+
+
+def machine() -> dict[str, str | int]:
+    """Cores, processor, system and versions."""
     versions = {
         name: metadata.version(name)
         for name in (*PACKAGES, *OPTIONAL_PACKAGES)
         if name in PACKAGES or importlib.util.find_spec(name)
     }
-    machine = {"cores": os.cpu_count(), "system": platform.platform(), **versions}
-    RESULTS.parent.mkdir(exist_ok=True)
-    results = {
-        "machine": machine,
-        "decoding": decoded,
-        "training": trained,
-        "head_validation_accuracy": accuracies,
+    return {
+        "cores": os.cpu_count(),
+        "processor": processor(),
+        "system": platform.platform(),
+        **versions,
     }
-    text = json.dumps(results, indent=2, sort_keys=True)
-    RESULTS.write_text(text + "\n", encoding="utf-8")
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def earlier_results(here: dict[str, str | int]) -> dict:
+    """What benchmarks/results.json has, to which a few tables are added.
+
+    Raises:
+        UserError: it is of another machine, so that its tables and new ones can't be compared.
+    """
+    if not RESULTS.exists():
+        return {}
+    content = json.loads(RESULTS.read_text(encoding="utf-8"))
+    for name in ("cores", "system", *PACKAGES):
+        if content["machine"].get(name) != here[name]:
+            raise UserError(
+                f"--only: {RESULTS} was measured with {name} {content['machine'].get(name)}, here "
+                f"it is {here[name]}; measure all tables, without --only"
+            )
+    return content
+
+
+def measure_accuracy() -> dict[str, list[float]]:
+    """Prints and returns the accuracies of both heads."""
+    accuracies = training.head_accuracies(SEEDS)
+    print(f"\n{ACCURACY}")
+    for case, values in accuracies.items():
+        print(f"{case}: {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
+    gained = [ours - theirs for theirs, ours in zip(*accuracies.values(), strict=True)]
+    error = statistics.stdev(gained) / len(gained) ** 0.5
+    print(f"difference, ours less the tutorial's: {statistics.mean(gained):+.4f} ± {error:.4f}")
+    return accuracies
+
+
+def main() -> None:
+    """Runs the tables and prints them."""
+    parser = argparse.ArgumentParser(prog="tools.benchmark", description=__doc__.split(":")[0])
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="measure the tables whose titles have this text; the others stay as they are",
+    )
+    options = parser.parse_args()
+    wanted, here = chosen(options.only), machine()
+    results = earlier_results(here) if options.only else {}
+    if not paths.HEAD.exists():
+        raise UserError(f"{paths.HEAD} does not exist; `make repro` makes what is measured")
+    start_tensorflow(0)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+    def keep(part: str, title: str, found) -> None:
+        """Writes what there is after every table: a quarter of an hour may be cut off."""
+        if part == "head_validation_accuracy":
+            results[part] = found
+        else:
+            results.setdefault(part, {})[title] = found
+        results.setdefault("commits", {})[title] = commit
+        results["machine"] = here
+        RESULTS.parent.mkdir(exist_ok=True)
+        text = json.dumps(results, indent=2, sort_keys=True)
+        RESULTS.write_text(text + "\n", encoding="utf-8")
+
+    for title in filter(wanted.__contains__, TRAINING):
+        make, rounds = TRAINING[title]
+        cases, count = make()
+        rows = rates(cases, count, rounds, warm_up=make is not training.head_epochs)
+        print("\n" + table(title, rows), flush=True)
+        keep("training", title, [asdict(row) for row in rows])
+    if ACCURACY in wanted:
+        keep("head_validation_accuracy", ACCURACY, measure_accuracy())
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for title in filter(wanted.__contains__, DECODING):
+            kind, size, count, side = DECODING[title]
+            encoded = [photograph(number, size, kind) for number in range(count)]
+            rows = rates(decoding(encoded, side, pool), count, ROUNDS)
+            print("\n" + table(f"Decode and resize to {side}: {title}", rows), flush=True)
+            keep("decoding", title, [asdict(row) for row in rows])
     print(f"\nwritten to {RESULTS}")
 
 
