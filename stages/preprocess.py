@@ -7,7 +7,10 @@ Writes: data/images/{train,valid,test}/ — shards of (height, width, preprocess
 """
 
 import contextlib
+import functools
+import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,21 +19,62 @@ from stages.common.datasets.raw import RawDataset, RawImage
 from stages.common.run import UserError, progress, run, start_tensorflow
 from stages.common.shards import ShardWriter
 
-
-def pixels_of(image: RawImage, parameters: geometry.PreprocessParams) -> np.ndarray:
-    """An image (height, width, channels), uint8; UserError with its name if it can't be read."""
-    try:
-        return images.to_array(
-            image.encoded, parameters.image_size, parameters.resize, parameters.channels
-        )
-    except ValueError as error:
-        name = image.columns.get("name", image.id)
-        raise UserError(f"the image {name} can't be read: {error}; mend or remove it") from None
+# Mean bytes of an encoded image below which Python's own work on it, which threads can't share, is
+# most of its decoding, and passing its pixels between processes is little.
+SMALL_BYTES = 6 * 1024
+LOOKED_AT = 64  # images, to tell
 
 
-def with_split(
-    raw: Iterable[RawImage], rows: Iterable[splits.SplitRow]
-) -> Iterator[tuple[RawImage, str]]:
+@dataclass(frozen=True)
+class Placed:
+    """An image and its split."""
+
+    image: RawImage
+    split: str
+
+    @property
+    def encoded(self) -> bytes:
+        """As `images.map_encoded` wants it."""
+        return self.image.encoded
+
+
+def decoded(
+    placed: Iterable[Placed], parameters: geometry.PreprocessParams
+) -> Iterator[tuple[Placed, np.ndarray]]:
+    """Images with their pixels (height, width, channels), uint8, in order, by all cores.
+
+    Small images by processes, large ones by threads (benchmarks/profile.md).
+
+    Raises:
+        UserError: one can't be read; it is named.
+    """
+    pixels_of = functools.partial(
+        images.to_array,
+        image_size=parameters.image_size,
+        resize=parameters.resize,
+        channels=parameters.channels,
+    )
+    placed = iter(placed)
+    first = list(itertools.islice(placed, LOOKED_AT))
+    everything = itertools.chain(first, placed)
+    if sum(len(one.encoded) for one in first) < SMALL_BYTES * len(first):
+        pairs = images.map_encoded(pixels_of, everything)
+    else:
+
+        def pair(one: Placed) -> tuple[Placed, np.ndarray | images.BadImage]:
+            try:
+                return one, pixels_of(one.encoded)
+            except images.BadImage as error:
+                return one, error
+
+        pairs = images.parallel_map(pair, everything)
+    for one, found in pairs:
+        if isinstance(found, images.BadImage):
+            raise UserError(f"the image {one.image.name} can't be read: {found}; mend or remove it")
+        yield one, found
+
+
+def with_split(raw: Iterable[RawImage], rows: Iterable[splits.SplitRow]) -> Iterator[Placed]:
     """The images that the table has, each with its split; no more than one row is in memory.
 
     Args:
@@ -44,7 +88,7 @@ def with_split(
     row = next(remaining, None)
     for image in raw:
         if row is not None and row.id == image.id:
-            yield image, row.split
+            yield Placed(image, row.split)
             row = next(remaining, None)
     if row is not None:
         raise UserError(
@@ -59,17 +103,14 @@ def main() -> None:
     start_tensorflow()
     raw = RawDataset(paths.RAW)
     total = sum(1 for _ in splits.read())
-    decoded = images.parallel_map(
-        lambda pair: (*pair, pixels_of(pair[0], parameters)), with_split(raw, splits.read())
-    )
     with contextlib.ExitStack() as stack:
         writers = {
             name: stack.enter_context(ShardWriter(paths.IMAGES / name, "uint8", raw.class_names))
             for name in splits.SPLIT_NAMES
         }
-        bar = progress(decoded, total=total, unit="image", description="preprocess")
-        for image, split, pixels in bar:
-            writers[split].write(pixels, image.label, image.id)
+        pairs = decoded(with_split(raw, splits.read()), parameters)
+        for one, pixels in progress(pairs, total=total, unit="image", description="preprocess"):
+            writers[one.split].write(pixels, one.image.label, one.image.id)
 
 
 if __name__ == "__main__":

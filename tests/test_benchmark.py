@@ -139,7 +139,9 @@ def test_an_epoch_of_fine_tuning_is_compared_with_networks_that_train(
 def test_a_few_tables_are_chosen_by_their_titles():
     assert benchmark.chosen(["jpeg, 32"]) == {"JPEG, 32 by 32"}
     assert len(benchmark.chosen([])) == 10
-    with pytest.raises(UserError, match=r"--only: expected a part of one of .* received 'decoding'"):
+    with pytest.raises(
+        UserError, match=r"--only: expected a part of one of .* received 'decoding'"
+    ):
         benchmark.chosen(["decoding"])
 
 
