@@ -39,7 +39,8 @@ MOST_OF_A_GROUP_SHOWN = 6
 MOST_CONFLICTS_PRINTED = 10
 MOST_CLASSES_PRINTED = 10
 SAMPLE_SIZE = 160  # pixels
-NOT_SAMPLED = "not sampled"  # stands for a split in the list of duplicates
+# Stand for a split in the list of duplicates.
+NOT_SAMPLED, LEFT_OUT = "not sampled", "left out"
 # The names that data sets give to their splits, by our name; test wins where a group is in both.
 OFFICIAL_NAMES = {"valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
 
@@ -67,6 +68,7 @@ class SplitParams:
     near_duplicate_distance: Annotated[
         int | None, Field(ge=0, le=8, description="null, or a whole number from 0 to 8")
     ]
+    official_copies: Literal["leave_out", "move"]
     min_images_per_class: Annotated[
         int | None, Field(ge=1, description="null, or a whole number of 1 or more")
     ]
@@ -202,7 +204,12 @@ def assign(
     taken in the order of a keyed hash, so that neither file order nor images that are added later
     move the others much. Hashed: each group by its own hash, so that nothing moves at all, and
     sizes are right on average. Sequential: the stored order, test first, then valid, then train.
-    Official splits keep the images that the source put there; a copy of one of them goes with it.
+    Official splits keep the images that the source put there; an image that is not of them, but in
+    a group with one, is left out, so that the split stays what others measured on, or goes with it
+    (`official_copies`).
+
+    Returns:
+        One of splits.SPLIT_NAMES for each image, or LEFT_OUT.
 
     Raises:
         UserError: a split would be empty.
@@ -235,6 +242,8 @@ def assign(
         drawn = membership.draw(queue[free], strata[free], sizes[free], **shares)
     split_of_group[free] = drawn
     result = split_of_group[of_image]
+    if parameters.official_copies == "leave_out":
+        result[straddling(found, result, parameters)] = len(splits.SPLIT_NAMES)
     for number, name in enumerate(splits.SPLIT_NAMES):
         if number not in result:
             folded = name == "test" and parameters.folds
@@ -243,7 +252,7 @@ def assign(
                 f"and fractions {parameters.fractions}; add images or "
                 f"{'lower split.folds' if folded else f'raise split.{name}'}"
             )
-    return Categories(result, splits.SPLIT_NAMES)
+    return Categories(result, [*splits.SPLIT_NAMES, LEFT_OUT])
 
 
 def _official(found: Images, name: str) -> np.ndarray:
@@ -264,16 +273,20 @@ def _strata(found: Images, of_image, count: int, columns: Sequence[str]) -> np.n
     return strata
 
 
-def straddling(found: Images, assigned: Sequence[str], parameters: SplitParams) -> int:
-    """Images that go to an official split, without being in it, for the sake of a copy there."""
-    moved = 0
+def straddling(found: Images, codes: np.ndarray, parameters: SplitParams) -> np.ndarray:
+    """Which images are in an official split for the sake of a copy there alone, (images,), bool.
+
+    Args:
+        found: the images.
+        codes: (images,), index of each one's split in splits.SPLIT_NAMES.
+        parameters: which splits are official.
+    """
+    straddles = np.zeros(len(found), bool)
     for name in OFFICIAL_NAMES:
         if getattr(parameters, name) == "official":
-            inside = _official(found, name)
-            moved += sum(
-                split == name and not there for split, there in zip(assigned, inside, strict=True)
-            )
-    return moved
+            there = codes == splits.SPLIT_NAMES.index(name)
+            straddles |= there & ~_official(found, name)
+    return straddles
 
 
 def duplicate_metrics(
@@ -371,6 +384,17 @@ def describe_duplicates(
     return lines
 
 
+def describe_straddling(count: int, parameters: SplitParams) -> list[str]:
+    """A line where images look like one of an official split, or share its group."""
+    if not count:
+        return []
+    done = {"leave_out": "left out", "move": "moved there"}[parameters.official_copies]
+    return [
+        f"{number_of(count, 'image')} with a copy, a near duplicate or the group of one in an "
+        f"official split: {done} (split.official_copies)"
+    ]
+
+
 def describe_gaps(labels: Sequence[str], assigned: Sequence[str]) -> list[str]:
     """A line for each split that lacks classes."""
     there = set(zip(assigned, labels, strict=True))
@@ -423,6 +447,12 @@ def main() -> None:
     codes = np.full(len(found), len(assigned.names), np.int8)
     codes[in_sample] = assigned.codes
     split_of = Categories(codes, [*assigned.names, NOT_SAMPLED])
+    left_out = assigned.codes == assigned.names.index(LEFT_OUT)
+    straddled = int((left_out | straddling(used, assigned.codes, parameters)).sum())
+    of_image = groups.of_image
+    if left_out.any():
+        used, of_image = used.where(~left_out), of_image[~left_out]
+        assigned = Categories(assigned.codes[~left_out], assigned.names)
 
     names, columns = used.columns.keys(), used.columns.values()
     rows = (
@@ -434,14 +464,15 @@ def main() -> None:
             dict(zip(names, values, strict=True)),
         )
         for image_id, split, label, group, *values in zip(
-            used.ids, assigned, used.labels, groups.of_image, *columns, strict=True
+            used.ids, assigned, used.labels, of_image, *columns, strict=True
         )
     )
     splits.write(splits.SPLITS_FILE, rows, raw.column_names)
     tables.write_csv(DUPLICATES_FILE, DUPLICATES_COLUMNS, duplicate_rows(found, copies, split_of))
-    counted = duplicate_metrics(found, copies, straddling(used, assigned, parameters))
+    counted = duplicate_metrics(found, copies, straddled)
     for line in [
         *describe_duplicates(found, copies, counted),
+        *describe_straddling(straddled, parameters),
         *describe_gaps(used.labels, assigned),
     ]:
         print(line)

@@ -29,6 +29,7 @@ DEFAULT = split.SplitParams(
     fold=0,
     stratify_columns=None,
     near_duplicate_distance=2,
+    official_copies="leave_out",
     min_images_per_class=3,
 )
 LABELS = ("cat", "dog", "eel", "fox")
@@ -308,16 +309,6 @@ def test_official_splits_are_kept():
     assert all(splits[item.id] == "test" for item in items if item.official_split == "test")
 
 
-def test_a_copy_of_an_official_test_image_goes_with_it():
-    items = draw_items(200)
-    tests = [dataclasses.replace(item, official_split="test") for item in items[:50]]
-    copies = [dataclasses.replace(item, id=f"copy of {item.id}") for item in items[:20]]
-    splits = splits_of(
-        [*copies, *items[50:], *tests], with_params(train=0.9, valid=0.1, test="official")
-    )
-    assert {splits[copy.id] for copy in copies} == {"test"}
-
-
 def test_an_official_split_that_is_not_there():
     with pytest.raises(UserError) as caught:
         splits_of(draw_items(40), with_params(train=0.9, valid=0.1, test="official"))
@@ -474,7 +465,7 @@ def test_folds_of_the_stored_order_are_blocks_and_valid_is_what_follows():
         assert Counter(splits) == {"train": 13, "valid": 2, "test": 5}
 
 
-def test_a_copy_in_both_official_splits_is_a_test_image():
+def test_a_copy_in_both_official_splits_is_a_test_image_alone():
     items = draw_items(100)
     official = ["train"] * 60 + ["test"] * 20 + ["validation"] * 20
     items = [
@@ -485,7 +476,11 @@ def test_a_copy_in_both_official_splits_is_a_test_image():
         dataclasses.replace(items[90], id="copy of valid", official_split="test"),
         dataclasses.replace(items[70], id="copy of test", official_split="validation"),
     ]
-    splits = splits_of(items + copies, with_params(train=0.5, valid="official", test="official"))
+    given = with_params(train=0.5, valid="official", test="official")
+    splits = splits_of(items + copies, given)
+    assert {splits["copy of valid"], splits["id 70"]} == {"test"}
+    assert {splits["id 90"], splits["copy of test"]} == {split.LEFT_OUT}
+    splits = splits_of(items + copies, dataclasses.replace(given, official_copies="move"))
     assert {splits[name] for name in ("id 90", "id 70", "copy of valid", "copy of test")} == {
         "test"
     }
@@ -672,16 +667,24 @@ def test_metrics_count_images_classes_and_rejected_ones():
     }
 
 
-def test_images_that_follow_a_copy_into_an_official_split_are_counted():
+@pytest.mark.parametrize(
+    ("official_copies", "expected"), [("move", "test"), ("leave_out", split.LEFT_OUT)]
+)
+def test_copies_of_official_images_follow_them_or_are_left_out(official_copies, expected):
     items = draw_items(200)
     tests = [dataclasses.replace(item, official_split="test") for item in items[:50]]
     copies = [dataclasses.replace(item, id=f"copy of {item.id}") for item in items[:20]]
     everything = [*copies, *items[50:], *tests]
-    parameters = with_params(train=0.9, valid=0.1, test="official")
-    assigned = list(splits_of(everything, parameters).values())
+    parameters = with_params(train=0.9, valid=0.1, test="official", official_copies=official_copies)
     found = as_images(everything)
-    assert split.straddling(found, assigned, parameters) == 20
-    assert split.straddling(found, assigned, DEFAULT) == 0
+    assigned = split.assign(found, groups_of(everything, parameters), parameters, 0)
+    of_id = dict(zip(found.ids, assigned, strict=True))
+    assert {of_id[item.id] for item in tests} == {"test"}
+    assert {of_id[item.id] for item in copies} == {expected}
+    assert Counter(assigned)["test"] == (70 if official_copies == "move" else 50)
+    straddling = split.straddling(found, assigned.codes, parameters)
+    assert straddling.sum() == (20 if official_copies == "move" else 0)
+    assert not split.straddling(found, assigned.codes, DEFAULT).any()
 
 
 def test_splits_that_lack_a_class_are_told():
@@ -754,3 +757,30 @@ def test_stage_on_a_messy_folder(own_folder, run_stage):
     assert plots == {"class_balance.csv"} | {
         f"{name}.png" for name in ("class_balance", "samples", "sizes", "channels", "duplicates")
     }
+
+
+def test_stage_leaves_copies_of_official_test_images_out(tmp_path, draw_images, run_stage):
+    content = params.read(ROOT / "params.yaml")
+    content["dataset"] |= {"name": "image_folder", "path": "own"}
+    content["split"] |= {"train": 0.8, "valid": 0.2, "test": "official", "stratify_columns": None}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    for name in ("cat", "dog"):
+        draw_images(tmp_path / "own" / "train" / name, 12, size=(64, 48))
+        test = draw_images(tmp_path / "own" / "test" / name, 4, size=(60, 48))
+    (tmp_path / "own" / "train" / "dog" / "copy.png").write_bytes(test[0].read_bytes())
+    for stage in ("fetch", "split"):
+        done = run_stage(stage)
+        assert done.returncode == 0, done.stderr
+    assert "1 image with a copy, a near duplicate or the group of one in an official" in done.stdout
+    with (tmp_path / "data" / "splits.csv").open() as file:
+        rows = {row["name"]: row["split"] for row in csv.DictReader(file)}
+    assert "train/dog/copy.png" not in rows
+    assert sorted(name for name, split in rows.items() if split == "test") == sorted(
+        f"test/{name}/{number:03}.png" for name in ("cat", "dog") for number in range(4)
+    )
+    with (tmp_path / "data" / "duplicates.csv").open() as file:
+        listed = {row["name"]: row["split"] for row in csv.DictReader(file)}
+    assert listed == {"train/dog/copy.png": "left out", "test/dog/000.png": "test"}
+    metrics = json.loads((tmp_path / "metrics" / "data.json").read_text())
+    assert (metrics["images"], metrics["used"]) == (33, 32)
+    assert metrics["duplicates"]["straddled_official"] == 1

@@ -26,7 +26,7 @@ DUPLICATES = {
     "near_groups": "Groups of near duplicates",
     "near_images": "Images that are near duplicates of another",
     "conflicting_labels": "Groups of identical images with differing labels",
-    "straddled_official": "Groups that straddled the source's own splits",
+    "straddled_official": "Images with a copy or near duplicate in one of the source's own splits",
 }
 SLICE_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "roc_auc")
 CALIBRATION = ("loss", "expected_calibration_error", "brier_score")

@@ -201,6 +201,8 @@ def split_sentence(split: Mapping[str, Any], splits: Mapping[str, Mapping]) -> s
         sentence += f"The test split is fold {split['fold']} of {split['folds']}. "
     if "official" in (split["valid"], split["test"]):
         sentence += "Splits that the source draws itself were kept. "
+        if split["official_copies"] == "leave_out":
+            sentence += "What looks like one of their images is not trained on. "
     bits = split["near_duplicate_distance"]
     alike = "" if bits is None else f" and near duplicates ({bits} of 64 bits of a perceptual hash)"
     return f"{sentence}Identical images{alike} are never in two splits."
