@@ -75,6 +75,19 @@ def test_each_worker_is_started_with_its_own_gpu(monkeypatch):
     assert queue.seen == ["3", "5"]
 
 
+def test_a_worker_that_goes_on_does_not_keep_the_next_one_waiting(tmp_path, monkeypatch):
+    """DVC's workers inherit the output of the command that starts them, and live for hours."""
+    (tmp_path / "dvc.py").write_text(
+        "import subprocess, sys\n"
+        'command = \'import time; time.sleep(5); open("ended", "w")\'\n'
+        "subprocess.Popen([sys.executable, '-c', command])\n"
+        "print('started')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert sweep.dvc("queue", "start") == "started\n"
+    assert not (tmp_path / "ended").exists()
+
+
 def test_what_failed_before_is_not_this_sweeps(monkeypatch, capsys):
     queue = Queue(4, "Failed", "Success")
     monkeypatch.setattr(sweep, "dvc", queue)
@@ -106,4 +119,8 @@ def test_four_experiments_by_two_workers_end_in_one_table(tmp_path):
         if f" {rate} " in line and f" {rest} " in line
     }
     assert len(pairs) == 4, output
+    logs = sorted(
+        (project.folder / ".dvc" / "tmp" / "exps" / "celery").glob("dvc-exp-worker-*.out")
+    )
+    assert ["succeeded in" in log.read_text() for log in logs] == [True, True]
     assert "4/4" in output

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 
@@ -21,21 +22,35 @@ from stages.common.run import UserError, progress, run
 
 POLL_SECONDS = 5
 START_SECONDS = 120  # in which a worker that starts must have come up
+# Columns that would make the table wider than any screen: parts of metrics, and hashes of files.
+DROPPED = "|".join(
+    (
+        "(State|Executor)$",
+        r".*:(interval|slice|class|uncalibrated)\.",
+        r".*\.(difference|high|low)$",  # of metrics/comparison.json
+        r"(data|models|plots|reports)/|metrics/\w+\.json$",
+    )
+)
 WAITING = ("Queued", "Running")
 ENDED = ("Success", "Failed")
 
 
 def dvc(*words: str, environment: dict[str, str] | None = None) -> str:
     """Runs DVC and returns what it prints; UserError with its last lines where it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *words],
-        env={**os.environ, **(environment or {})},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise UserError(f"dvc {' '.join(words)} failed: {done.stderr.strip()[-1000:]}")
-    return done.stdout
+    # Files, since workers that DVC starts keep its output open: the end of a pipe would come when
+    # the last of them ends.
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", *words],
+            env={**os.environ, **(environment or {})},
+            stdout=output,
+            stderr=errors,
+        )
+        output.seek(0)
+        errors.seek(0)
+        if done.returncode:
+            raise UserError(f"dvc {' '.join(words)} failed: {errors.read().strip()[-1000:]}")
+        return output.read()
 
 
 def gpus() -> list[str]:
@@ -147,7 +162,8 @@ def main() -> None:
         print(dvc("exp", "run", "--queue", *copies, *words), end="", flush=True)
     start(worker_devices)
     states = watch(earlier)
-    print(dvc("exp", "show", "--only-changed", "--no-pager", "--hide-workspace", "--md"), end="")
+    shown = ("--only-changed", "--drop", DROPPED, "--no-pager", "--hide-workspace", "--md")
+    print(dvc("exp", "show", *shown), end="")
     if states["Failed"]:
         raise UserError(
             f"{states['Failed']} experiments failed; `dvc queue status` names them and "
