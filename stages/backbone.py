@@ -78,13 +78,13 @@ def network(parameters: BackboneParams, image_channels: int = geometry.RGB):
         backbone = build(parameters.name, published, image_size)
     if own:
         try:
-            own_weights.load(backbone, own)
+            backbone = own_weights.load(backbone, own)
         except UserError:
             if image_channels == geometry.RGB:
                 raise
             # Not of RGB: what an earlier run with as many channels trained fits as it is.
             backbone = channels.with_channels(backbone, image_channels, averaged=False)
-            own_weights.load(backbone, own)
+            backbone = own_weights.load(backbone, own)
     return channels.with_channels(backbone, image_channels, averaged=bool(parameters.weights))
 
 

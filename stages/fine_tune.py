@@ -114,7 +114,7 @@ def unfreeze(model, choice: int | str, batch_norm_trainable: bool) -> None:
 
 
 def unfrozen_layers(
-    choice: int | str, names: list[str], of_block: dict[str, list[str]]
+    choice: int | str, names: list[str], of_block: dict[str, list[str]], key: str = "unfreeze"
 ) -> set[str]:
     """The backbone layers that train.
 
@@ -122,15 +122,16 @@ def unfrozen_layers(
         choice: see `unfreeze`.
         names: of all layers, in the order of depth.
         of_block: block to the names of its layers.
+        key: of the param that chooses, for messages.
     """
     if choice in ("all", "none"):
         return set(names) if choice == "all" else set()
     if isinstance(choice, str) and choice.startswith(PATTERN):
-        return _matching(choice.removeprefix(PATTERN), names)
+        return _matching(choice.removeprefix(PATTERN), names, key)
     if isinstance(choice, int):
         if not 0 <= choice <= len(names):
             raise UserError(
-                f"params.yaml, fine_tune.unfreeze: expected 0 to {len(names)}, the layers of this "
+                f"params.yaml, fine_tune.{key}: expected 0 to {len(names)}, the layers of this "
                 f"backbone, received {choice}"
             )
         return set(names[len(names) - choice :])
@@ -140,7 +141,7 @@ def unfrozen_layers(
         return {name for block in following for name in of_block[block]}
     if choice not in names:
         raise UserError(
-            f"params.yaml, fine_tune.unfreeze: expected all, none, a number, the name of a block "
+            f"params.yaml, fine_tune.{key}: expected all, none, a number, the name of a block "
             f"or layer, or {PATTERN} and a pattern, received {choice!r}"
             f"{params.nearest(choice, [*of_block, *names])}; the blocks are "
             f"{', '.join(of_block)}; the layers are {', '.join(names)}"
@@ -185,7 +186,10 @@ def rate_factors_by_epoch(
     if steps is None:
         return None if set(constant) == {1.0} else lambda _epoch: constant
     names, of_block = [layer.name for layer in backbone.layers], blocks.blocks(backbone)
-    reached = [(epoch, unfrozen_layers(choice, names, of_block)) for epoch, choice in steps]
+    reached = [
+        (epoch, unfrozen_layers(choice, names, of_block, "gradual_unfreezing"))
+        for epoch, choice in steps
+    ]
     layer_of = {
         id(variable): layer.name for layer in backbone.layers for variable in layer.variables
     }
@@ -201,17 +205,17 @@ def rate_factors_by_epoch(
     return of_epoch
 
 
-def _matching(pattern: str, names: list[str]) -> set[str]:
+def _matching(pattern: str, names: list[str], key: str) -> set[str]:
     try:
         found = {name for name in names if re.search(pattern, name)}
     except re.error as error:
         raise UserError(
-            f"params.yaml, fine_tune.unfreeze: expected a regular expression after {PATTERN}, "
+            f"params.yaml, fine_tune.{key}: expected a regular expression after {PATTERN}, "
             f"received {pattern!r}: {error}"
         ) from None
     if not found:
         raise UserError(
-            f"params.yaml, fine_tune.unfreeze: expected a pattern that some layer's name has, "
+            f"params.yaml, fine_tune.{key}: expected a pattern that some layer's name has, "
             f"received {pattern!r}; the layers are {', '.join(names)}"
         )
     return found
@@ -272,6 +276,27 @@ def fine_tune(
     models.save(fine_tuned, paths.FINE_TUNED, index.class_names, models.shrunk_to(paths.HEAD))
 
 
+def check_several_devices(parameters: FineTuneParams, settings: runtime.RuntimeParams) -> None:
+    """Finds what works on one device alone.
+
+    Raises:
+        UserError: all mistakes.
+    """
+    mistakes = []
+    if settings.steps_per_execution > 1:
+        mistakes.append(
+            "params.yaml, runtime.steps_per_execution: expected 1 with several devices, received "
+            f"{settings.steps_per_execution}: Keras' loop of steps fails there"
+        )
+    if parameters.batch_norm_statistics == "updated":
+        mistakes.append(
+            "params.yaml, fine_tune.batch_norm_statistics: expected frozen with several devices, "
+            "received 'updated': each device would move the statistics by its own images"
+        )
+    if mistakes:
+        raise UserError("\n       ".join([*mistakes, "or set runtime.devices to 1"]))
+
+
 def main() -> None:
     """Fine-tunes, fits the temperature anew and saves the classifier."""
     parameters = params.load("fine_tune", FineTuneParams)
@@ -284,7 +309,10 @@ def main() -> None:
     image_weights = weights.load(parameters, "fine_tune", index.class_names, index.class_counts)
     start_tensorflow(seed, settings.deterministic)
     if cluster is None:
-        with runtime.strategy(settings.devices, parameters.batch_size).scope():
+        strategy = runtime.strategy(settings.devices, parameters.batch_size)
+        if strategy.num_replicas_in_sync > 1:
+            check_several_devices(parameters, settings)
+        with strategy.scope():
             fine_tune(parameters, settings, seed, index, image_weights)
         return
     team = workers.Team(cluster, parameters.batch_size)

@@ -1,5 +1,6 @@
 """backbone.weights: a file of one's own."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -83,3 +84,28 @@ def test_a_stage_takes_what_an_earlier_run_trained(other, run_stage, tmp_path):
     saved = models.load(tmp_path / paths.BACKBONE)
     assert_equal_weights(saved.get_layer("backbone"), other)
     assert saved.get_layer("resize").pad_to_aspect_ratio
+
+
+def test_input_scaling_that_only_published_weights_bring_comes_along(tmp_path, monkeypatch):
+    """EfficientNet-B0 as keras.applications builds it for ImageNet's weights, and for none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    plain = backbones.build("efficientnet_b0", None, 32)
+    normalized = next(
+        layer.name for layer in plain.layers if type(layer).__name__ == "Normalization"
+    )
+
+    def call(layer, *arguments, **keywords):
+        found = layer(*arguments, **keywords)
+        return keras.layers.Rescaling([2.0, 3.0, 4.0])(found) if layer.name == normalized else found
+
+    published = keras.models.clone_model(
+        plain, clone_function=lambda layer: layer, call_function=call
+    )
+    published.save(tmp_path / "mine" / "b0.keras")
+    network = stage.network(parameters("b0.keras", "efficientnet_b0"))
+    images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype("float32")
+    expected = published(images).numpy()
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(network(images), expected, rtol=0, atol=1e-3 * largest)
+    assert np.abs(plain(images) - expected).max() > 0.1 * largest

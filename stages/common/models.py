@@ -227,10 +227,14 @@ def training_model(
                 logits = self(images, training=True)
                 loss = self.compute_loss(images, labels, logits, image_weights, training=True)
                 scaled = self.optimizer.scale_loss(loss)
+            gradients = tape.gradient(scaled, self.trainable_variables)
+            if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+                # It skips a step whose gradients overflow on the first device: all must see them.
+                context = tf.distribute.get_replica_context()
+                devices = context.num_replicas_in_sync
+                gradients = [one / devices for one in context.all_reduce("SUM", gradients)]
             # Adds up the gradients of all devices.
-            self.optimizer.apply(
-                tape.gradient(scaled, self.trainable_variables), self.trainable_variables
-            )
+            self.optimizer.apply(gradients, self.trainable_variables)
             return self._measured(loss, labels, logits, present)
 
         def test_step(self, data):

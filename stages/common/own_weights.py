@@ -18,7 +18,7 @@ def check(path: Path) -> None:
         )
 
 
-def load(backbone, path: Path) -> None:
+def load(backbone, path: Path):
     """Gives a network the weights that a file holds.
 
     Args:
@@ -26,6 +26,9 @@ def load(backbone, path: Path) -> None:
         path: a `.weights.h5` file of the same network, its top on or off; or a `.keras` file that
             holds it: a classifier of this pipeline, whose part `backbone` is taken, or a network,
             whose weights past the last one that is needed are a top and left out.
+
+    Returns:
+        The network; another one, layers shared, where that in the file scales its input further.
 
     Raises:
         UserError: the file can't be read, or its weights are of another network.
@@ -35,7 +38,7 @@ def load(backbone, path: Path) -> None:
             backbone.load_weights(path)
         except (ValueError, OSError, KeyError) as error:
             raise UserError(f"{path} holds no weights of this network: {error}") from None
-        return
+        return backbone
     try:
         source = models.load(path)
     except (ValueError, OSError) as error:
@@ -53,3 +56,32 @@ def load(backbone, path: Path) -> None:
                 f"{'there is none' if shape is None else shape}"
             )
     backbone.set_weights([weight.numpy() for weight in found[: len(wanted)]])
+    return _scaled_as(source, backbone)
+
+
+def _scaled_as(source, backbone):
+    """The backbone with the input scaling of the source, which holds no weights.
+
+    keras.applications divides the input of EfficientNet-B0 to B7 by the colours' deviation where it
+    loads ImageNet's weights itself, and leaves that layer out elsewhere.
+    """
+    import keras
+
+    here = [layer for layer in backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
+    there = [layer for layer in source.layers if not isinstance(layer, keras.layers.InputLayer)]
+    further, position = {}, 0
+    for before, layer in zip([None, *there], there, strict=False):
+        if position < len(here) and type(layer) is type(here[position]):
+            position += 1
+        elif isinstance(layer, keras.layers.Rescaling) and position and before is not None:
+            further[here[position - 1].name] = layer
+    if not further:
+        return backbone
+
+    def call(layer, *arguments, **keywords):
+        found = layer(*arguments, **keywords)
+        return further[layer.name](found) if layer.name in further else found
+
+    return keras.models.clone_model(
+        backbone, clone_function=lambda layer: layer, call_function=call
+    )

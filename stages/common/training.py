@@ -491,8 +491,8 @@ def _epoch_seeds_callback(worker: int = 0, workers: int = 1):
     """Makes the randomness of an epoch (dropout, augmentation) follow from seed and epoch alone.
 
     Keras saves no state of its seed generators, so that a resumed run would draw the first epoch's
-    numbers again. Their state is (seed, counter); an epoch draws far fewer than 2²⁰ times. Each of
-    several workers has numbers of its own.
+    numbers again. Their state is (seed, counter); an epoch draws far fewer than 2²⁰ times. Each
+    device, of each of several workers, has numbers of its own: TensorFlow gives all the same.
     """
     import keras
 
@@ -501,7 +501,10 @@ def _epoch_seeds_callback(worker: int = 0, workers: int = 1):
             for variable in self.model.non_trainable_variables:
                 if variable.path.endswith("seed_generator_state"):
                     seed = int(variable.numpy()[0])
-                    variable.assign([seed, (epoch * workers + worker << 20) % 2**32])
+                    of_devices = getattr(variable.value, "values", [variable.value])
+                    place = (epoch * workers + worker) * len(of_devices)
+                    for device, state in enumerate(of_devices):
+                        state.assign([seed, (place + device << 20) % 2**32])
 
     return EpochSeeds()
 
@@ -597,7 +600,9 @@ class _Budget:
 
             def on_epoch_end(self, epoch, logs=None):
                 budget.seconds = time.perf_counter() - self.started
-                budget._path.write_text(f"{budget.seconds} {budget._warm_up_end}")
+                temporary = budget._path.with_suffix(".new")
+                temporary.write_text(f"{budget.seconds} {budget._warm_up_end}")
+                os.replace(temporary, budget._path)
 
         return [BudgetCallback()]
 

@@ -155,10 +155,16 @@ def facts(evidence: Evidence) -> list[tuple[str, list[str]]]:
         (
             "Network",
             [
-                f"{backbone['name']} at {backbone['image_size']} pixels, weights: "
+                f"{backbone['name']} at {backbone['image_size'] or 'its own number of'} pixels, "
+                "weights: "
                 f"{backbone['weights'] or 'random'}",
-                f"{wording.large(metrics['parameters'])} parameters, "
-                f"{wording.large(metrics['multiply_adds'])} multiply-adds an image",
+                f"{wording.large(metrics['parameters'])} parameters"
+                # Not known of layers of unknown kinds, as transformers have.
+                + (
+                    f", {wording.large(metrics['multiply_adds'])} multiply-adds an image"
+                    if "multiply_adds" in metrics
+                    else ""
+                ),
             ],
         ),
         (
@@ -376,7 +382,8 @@ def card(evidence: Evidence, stated) -> dict[str, Any]:
         "details": [
             f"{page_title(evidence, stated)}: a classifier of "
             f"{count(len(classes), 'class', 'classes')} ({wording.listed(classes, 5)}).",
-            "Input: RGB images of any size, values 0–255. Output: one probability a class, scaled "
+            f"Input: {wording.kind_of_images(evidence.params['preprocess']['channels'])} of any "
+            "size, values 0–255. Output: one probability a class, scaled "
             "by a temperature that was fitted on the validation split.",
             "Files: models/head.keras and models/fine_tuned.keras.",
         ],

@@ -208,6 +208,11 @@ def split_sentence(split: Mapping[str, Any], splits: Mapping[str, Mapping]) -> s
     return f"{sentence}Identical images{alike} are never in two splits."
 
 
+def kind_of_images(channels: int) -> str:
+    """`RGB images`, by preprocess.channels."""
+    return {1: "grey images", 3: "RGB images"}.get(channels, f"images of {channels} channels")
+
+
 def caveats(data: Mapping, metrics: Mapping[str, Mapping], comparison: Mapping) -> list[str]:
     """What the numbers themselves warn of.
 
