@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def test_too_large_an_upload_is_refused(page, tmp_path):
     )
 
 
-def test_nothing_is_left_behind(model_file, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_behind(model_file, tmp_path, number):
     server = subprocess.Popen(
         [PYTHON, "-m", "tools.demo", "--model", model_file, "--no-browser"],
         cwd=ROOT,
@@ -123,7 +125,7 @@ def test_nothing_is_left_behind(model_file, tmp_path):
         text=True,
     )
     server.stdout.readline()
-    server.send_signal(2)
+    server.send_signal(number)
     _, errors = server.communicate(timeout=30)
     assert server.returncode == 0, errors
     assert "Traceback" not in errors

@@ -143,6 +143,13 @@ def test_fractions_that_do_not_add_up_to_one():
     )
 
 
+@pytest.mark.parametrize("text", ["1e-5", "1e-05", "1E-5", "1.0e-5", "1.e-5", "0.00001"])
+def test_a_small_number_may_be_written_as_dvc_writes_it(text):
+    """`dvc exp run -S fine_tune.learning_rate=1e-5` leaves 1e-05, which is YAML 1.2."""
+    assert params.parse(f"rate: {text}") == {"rate": 1e-5}
+    assert params.parse("[e-5, 12e, 1e-5 a]") == ["e-5", "12e", "1e-5 a"]
+
+
 def test_a_split_is_named_once():
     error = error_of("dataset", {"splits": ["train", "train"]})
     assert (

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.common import params
 from stages.common.run import UserError
 from tests.toy_project import ToyProject
-from tools import search
+from tools import experiment, search
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,6 +70,43 @@ def test_a_head_is_not_searched_by_what_acts_after_it(folder):
     path.write_text("stage: train_head\ntrials: 1\nparams:\n  fine_tune.epochs: [1, 2]\n")
     with pytest.raises(UserError, match=r"expected a param of .*train_head, which alone"):
         search.read_space(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"early_stopping_patience": None, "averaged_epochs": None}, 0.9),
+        ({"early_stopping_patience": 5, "averaged_epochs": None}, 0.2),
+        ({"early_stopping_patience": None, "averaged_epochs": 2}, 0.25),
+        ({"early_stopping_patience": None, "averaged_epochs": None, "solver": "lbfgs"}, 0.2),
+    ],
+)
+def test_the_loss_of_a_trial_is_that_of_the_model_it_keeps(monkeypatch, section, expected):
+    monkeypatch.setattr("dvc.api.read", lambda *_, **__: "epoch,val_loss\n1,0.3\n2,0.2\n3,0.9\n")
+    assert search.kept_loss("t", "train_head", section) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1e-05, "1.0e-05"),
+        (2.5e-05, "2.5e-05"),
+        (0.1, "0.1"),
+        (None, "null"),
+        (True, "true"),
+        ("données", '"données"'),
+        ({"functional": 1, "defective": 2.0}, "{functional:1,defective:2.0}"),
+        ([[1, "none"], [4, "all"]], '[[1,"none"],[4,"all"]]'),
+    ],
+)
+def test_values_reach_params_as_they_are(tmp_path, value, expected):
+    from dvc.utils.hydra import apply_overrides
+
+    assert experiment.as_override(value) == expected
+    path = tmp_path / "params.yaml"
+    path.write_text("key: 0\n")
+    apply_overrides(path, [f"key={expected}"])
+    assert params.read(path) == {"key": value}
 
 
 @pytest.mark.slow
@@ -133,6 +171,10 @@ def test_a_trial_that_fails_is_left_behind(folder, monkeypatch, capsys):
     import optuna
 
     path = space(folder, **{"fine_tune.learning_rate": {"low": 1e-4, "high": 1.0, "log": True}})
+
+    def studied():
+        return optuna.load_study(study_name=path.stem, storage=f"sqlite:///.search/{path.stem}.db")
+
     outcomes = iter([UserError("training diverged"), 0.5, UserError("diverged"), 0.4, 0.3])
 
     def run_experiment(*_):
@@ -145,18 +187,25 @@ def test_a_trial_that_fails_is_left_behind(folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["search", str(path), "--trials", "3"])
     search.main()
     assert "failed: training diverged" in capsys.readouterr().out
-    states = [trial.state.name for trial in search.open_study(path.stem, 0).trials]
+    states = [trial.state.name for trial in studied().trials]
     assert states == ["FAIL", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
 
     outcomes = itertools.repeat(UserError("no space left"))
     monkeypatch.setattr("sys.argv", ["search", str(path), "--trials", "9"])
     with pytest.raises(UserError, match="3 trials in a row failed, the last: no space left"):
         search.main()
-    study = search.open_study(path.stem, 0)
-    assert not study.get_trials(states=[optuna.trial.TrialState.RUNNING])
+    assert not studied().get_trials(states=[optuna.trial.TrialState.RUNNING])
 
 
 def test_values_that_params_refuse_together_start_nothing(folder):
     values = {"fine_tune.augment.mixup": 0.2, "fine_tune.augment.cutmix": 1.0}
     with pytest.raises(UserError, match=r"of the trial t, fine_tune.augment: mixup and cutmix"):
         search.run_experiment("t", "fine_tune", values, lambda *_: False)
+
+
+@pytest.mark.slow
+def test_a_search_in_another_space_is_not_mixed_with_the_first(folder):
+    search.open_study("s", 0, "one space")
+    search.open_study("s", 0, "one space")
+    with pytest.raises(UserError, match=r"begun with other params, .* remove \.search/s\.db"):
+        search.open_study("s", 0, "another space")

@@ -88,6 +88,15 @@ def test_a_worker_that_goes_on_does_not_keep_the_next_one_waiting(tmp_path, monk
     assert not (tmp_path / "ended").exists()
 
 
+def test_a_sweep_without_workers_ends(monkeypatch):
+    """They were killed, say; experiments that wait would be waited for without an end."""
+    queue = Queue(4)
+    monkeypatch.setattr(sweep, "dvc", queue)
+    monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
+    with pytest.raises(UserError, match="experiments wait, but no worker runs"):
+        sweep.watch(Counter())
+
+
 def test_what_failed_before_is_not_this_sweeps(monkeypatch, capsys):
     queue = Queue(4, "Failed", "Success")
     monkeypatch.setattr(sweep, "dvc", queue)

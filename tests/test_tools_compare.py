@@ -93,3 +93,23 @@ def test_pictures_are_pushed_to_a_branch_of_their_own(repository, tmp_path_facto
         text=True,
     )
     assert done.stdout.split() == ["7/1/a.png", "7/2/a.png"]
+
+
+def test_long_and_foreign_texts_stay_in_one_line():
+    after = "report:\n  limits: " + "viel Grün und mehr " * 8 + "\n"
+    table = compare.params_table("report:\n  limits: null\n", after)
+    assert len(table.splitlines()) == 3
+    assert "viel Grün und mehr viel Grün" in table
+
+
+def test_shares_of_a_confusion_count_what_is_left_out(tmp_path, monkeypatch):
+    """Of ten pictures of class 00 one is right, and nine are taken for a class that has no row."""
+    rows = ["00,00"] + ["00,25"] * 9 + [f"{number:02},{number:02}" for number in range(1, 26)]
+    drawn = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.imshow", lambda axis, shares, **_: drawn.append(shares)
+    )
+    text = "actual,predicted\n" + "\n".join(rows) + "\n"
+    compare.draw_confusion(None, text, "title", tmp_path / "c.png")
+    assert drawn[0][0, 0] == pytest.approx(0.1)
+    compare.draw_confusion(None, "actual,predicted\nx$_$y,b\nb,b\n", "t", tmp_path / "m.png")

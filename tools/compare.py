@@ -8,11 +8,13 @@ import argparse
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
+from stages.common import params
 from stages.common.run import UserError, run
 from tools import revisions
 from tools.summary import HEADLINES, ends
@@ -25,7 +27,10 @@ MOST_CLASSES = 20  # of a confusion matrix that can be read in a comment
 def flat(values, prefix: str = "") -> dict[str, str]:
     """Nested params as `train_head.epochs` to the value as YAML writes it."""
     if not isinstance(values, dict):
-        return {prefix: yaml.safe_dump(values, default_flow_style=True).split("\n...")[0].strip()}
+        text = yaml.safe_dump(
+            values, default_flow_style=True, width=float("inf"), allow_unicode=True
+        )
+        return {prefix: text.split("\n...")[0].strip()}
     found: dict[str, str] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
@@ -34,7 +39,7 @@ def flat(values, prefix: str = "") -> dict[str, str]:
 
 def params_table(before: str, after: str) -> str:
     """The params that differ between two texts of params.yaml; a sentence where none does."""
-    old, new = (flat(yaml.safe_load(text)) for text in (before, after))
+    old, new = (flat(params.parse(text)) for text in (before, after))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if not names:
         return "No param changed."
@@ -117,24 +122,27 @@ def draw_confusion(before: str | None, after: str, title: str, file: Path) -> No
     for axis, (name, text) in zip(axes[0], sides, strict=True):
         pairs = [(row["actual"], row["predicted"]) for row in csv.DictReader(io.StringIO(text))]
         classes = sorted({actual for actual, _ in pairs} | {predicted for _, predicted in pairs})
+        left_out = len(classes) - MOST_CLASSES
         classes = classes[:MOST_CLASSES]
+        of_class = Counter(actual for actual, _ in pairs)  # those predicted as one left out as well
         place = {class_name: number for number, class_name in enumerate(classes)}
         counts = np.zeros((len(classes), len(classes)))
         for actual, predicted in pairs:
             if actual in place and predicted in place:
                 counts[place[actual], place[predicted]] += 1
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        totals = np.array([[of_class[class_name]] for class_name in classes])
+        shares = counts / np.maximum(totals, 1)
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         if len(classes) <= 10:
             for (row, column), share in np.ndenumerate(shares):
                 color = "white" if share > 0.6 else "black"
                 text = f"{share:.0%}\n{counts[row, column]:.0f}"
                 axis.text(column, row, text, ha="center", va="center", color=color)
-        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-        axis.set_yticks(range(len(classes)), classes)
+        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", parse_math=False)
+        axis.set_yticks(range(len(classes)), classes, parse_math=False)
         axis.set_xlabel("predicted")
         axis.set_ylabel("actual")
-        axis.set_title(name)
+        axis.set_title(f"{name}, {left_out} more classes left out" if left_out > 0 else name)
     figure.suptitle(title)
     _save(figure, file)
 

@@ -44,7 +44,7 @@ def main() -> None:
     beyond = []
     for model in MODELS:
         for name, (before, after) in differences(read(old, model), read(new, model)).items():
-            far = abs(after - before) > TOLERANCE
+            far = not abs(after - before) <= TOLERANCE  # not a number is far as well
             beyond += [f"{model} {name}"] if far else []
             print(f"{model:<11} {name:<9} {before:.4f} {after:.4f} {'DIFFERS' if far else 'same'}")
     if beyond:

@@ -6,7 +6,9 @@ page unless --host says otherwise; what is uploaded is removed when the page's s
 
 import argparse
 import contextlib
+import functools
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.common import images, paths
-from stages.common.run import run
+from stages.common.run import UserError, run
 from tools import predict
 
 SHOWN_CLASSES = 5
@@ -86,6 +88,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     """Serves the page until Ctrl-C."""
     options = parse(sys.argv[1:])
+    # As Ctrl-C does, so that uploads are removed when a service or its terminal is closed.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="warmstart-demo-") as uploads:
         # Read when the library is imported.
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -93,7 +98,8 @@ def main() -> None:
         blocks = page(classifier, options.model.stem)
         import gradio
 
-        _, address, _ = blocks.launch(
+        launch = functools.partial(
+            blocks.launch,
             server_name=options.host,
             server_port=options.port,
             max_file_size=options.max_megabytes * 10**6,
@@ -106,6 +112,13 @@ def main() -> None:
             prevent_thread_lock=True,
             quiet=True,
         )
+        try:
+            _, address, _ = launch()
+        except OSError as error:
+            raise UserError(
+                f"--port: expected a free port, received {options.port}: {error}; leave it out to "
+                "take the first free one from 7860"
+            ) from None
         # The library ends quietly on Ctrl-C only once it waits, not a moment before.
         with contextlib.closing(blocks), contextlib.suppress(KeyboardInterrupt):
             print(f"{options.model} at {address} (Ctrl-C ends it)", flush=True)

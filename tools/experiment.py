@@ -22,7 +22,7 @@ def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:
     words = ["--temp", "--force", "--name", name]
     words += [word for path in untracked_data() for word in ("--copy-paths", path)]
     for key, value in values.items():
-        words += ["-S", f"{key}={json.dumps(value)}"]
+        words += ["-S", f"{key}={as_override(value)}"]
     return subprocess.Popen(
         [sys.executable, "-m", "dvc", "exp", "run", *words, target],
         stdout=subprocess.PIPE,
@@ -31,6 +31,21 @@ def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:
         errors="replace",
         start_new_session=True,  # so that the stage can be ended with it
     )
+
+
+def as_override(value: Any) -> str:
+    """A value as `dvc exp run -S` reads it, by Hydra's grammar.
+
+    Unlike JSON that has keys without quotes, and YAML takes 1e-05, but not 1.0e-05, for a text.
+    """
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{as_override(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(as_override, value)) + "]"
+    text = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float) and "e" in text and "." not in text:
+        return text.replace("e", ".0e")
+    return text
 
 
 def end(process: subprocess.Popen) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import dvc.api
-import yaml
 
 from stages.common import params, paths
 from stages.common.run import UserError, run
@@ -28,11 +27,18 @@ MODELS = ("head", "fine_tuned")
 
 
 def name_of(target: str, values: dict[str, Any]) -> str:
-    """A name that is equal where commit, params, target and values are."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout
-    parts = [commit, params.PARAMS_FILE.read_text(encoding="utf-8"), target, json.dumps(values)]
+    """A name that is equal where commit, changes since, params, target and values are."""
+    commit, changes = (
+        subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout
+        for words in (("rev-parse", "HEAD"), ("diff", "HEAD"))
+    )
+    parts = [
+        commit,
+        changes,
+        params.PARAMS_FILE.read_text(encoding="utf-8"),
+        target,
+        json.dumps(values),
+    ]
     return f"repeat-{hashlib.sha256(''.join(parts).encode()).hexdigest()[:10]}"
 
 
@@ -141,7 +147,7 @@ def main() -> None:
         key, equals, value = change.partition("=")
         if not equals:
             raise UserError(f"-S: expected KEY=VALUE, received {change!r}")
-        values[key] = yaml.safe_load(value)
+        values[key] = params.parse(value)
     check_params.check(with_values({**values, "seed": 0}), "params.yaml with -S")
     rows = []
     for seed in range(options.seeds):

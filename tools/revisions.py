@@ -60,7 +60,7 @@ def read_result(revision: str | None, path: str) -> str | None:
 def split_of_lock(revision: str | None) -> str:
     """The hash of the table of splits that dvc.lock of a revision holds."""
     lock = yaml.safe_load(read(revision, "dvc.lock"))
-    for output in lock["stages"]["split"]["outs"]:
+    for output in lock.get("stages", {}).get("split", {}).get("outs", []):
         if output["path"] == splits.SPLITS_FILE.as_posix():
             return output["md5"]
     raise UserError(f"dvc.lock has no {splits.SPLITS_FILE}; run `make repro`")

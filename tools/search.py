@@ -26,6 +26,7 @@ from tools.preset import PRESETS
 MEMORY = Path(".search")
 # What changes the validation images, or comes after training, can't be searched by their loss.
 SECTIONS = ("preprocess", "backbone", "extract_features", "train_head", "fine_tune")
+KNOWN_SECTIONS = ("seed", "dataset", "split", *SECTIONS)  # on which a trial's loss depends
 CHANGES_THE_LOSS = ("label_smoothing",)
 EPOCH = re.compile(r"epoch (\d+)/\d+: loss .* validation loss ([\d.]+|nan|inf),")
 UNPRUNED_TRIALS, UNPRUNED_EPOCHS = 4, 2  # with fewer there is no median to be worse than
@@ -205,20 +206,39 @@ def run_experiment(
     finally:
         if process.poll() is None:
             experiment.end(process)
-    return kept_loss(name, stage, with_values(values)[stage]["early_stopping_patience"])
+    return kept_loss(name, stage, with_values(values)[stage])
 
 
-def kept_loss(experiment: str, stage: str, patience: int | None) -> float:
-    """The validation loss of an experiment's model: the best with early stopping, else the last."""
+def kept_loss(experiment: str, stage: str, section: dict[str, Any]) -> float:
+    """The validation loss of an experiment's model.
+
+    The best with early stopping, and by L-BFGS, whose rows are strengths of regularisation; with
+    `averaged_epochs` the mean of those whose weights are averaged, of which the model itself was
+    not measured; else the last.
+    """
     import dvc.api
 
     text = dvc.api.read((paths.PLOTS / stage / "history.csv").as_posix(), rev=experiment)
     losses = [float(row["val_loss"]) for row in csv.DictReader(io.StringIO(text))]
-    return min(losses) if patience else losses[-1]
+    if section.get("solver") == "lbfgs":
+        return min(losses)
+    if section["averaged_epochs"]:
+        best = sorted(losses)[: section["averaged_epochs"]]
+        return sum(best) / len(best)
+    return min(losses) if section["early_stopping_patience"] else losses[-1]
 
 
-def open_study(name: str, seed: int):
-    """What is known of a search, from .search/NAME.db; trials that were cut off are queued anew."""
+def open_study(name: str, seed: int, space: str = ""):
+    """What is known of a search, from .search/NAME.db; trials that were cut off are queued anew.
+
+    Args:
+        name: of the search.
+        seed: of what is tried.
+        space: what the losses depend on, as a text.
+
+    Raises:
+        UserError: the search was begun in another space.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -231,6 +251,13 @@ def open_study(name: str, seed: int):
         sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS, UNPRUNED_EPOCHS),
     )
+    if study.user_attrs.get("space", space) != space:
+        raise UserError(
+            f"the search {name} was begun with other params, values or stage, and losses of both "
+            f"can't be compared; give the file of the space another name, or remove "
+            f"{MEMORY / name}.db"
+        )
+    study.set_user_attr("space", space)
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(trial.params)
@@ -272,7 +299,9 @@ def main() -> None:
     except ModuleNotFoundError:
         raise UserError("Optuna is not installed; `make extra NAME=search` installs it") from None
     name = options.space.stem
-    study = open_study(name, params.load_seed())
+    searched = {key: value for key, value in params.read().items() if key in KNOWN_SECTIONS}
+    described = json.dumps([params.read(options.space), searched], sort_keys=True, default=str)
+    study = open_study(name, params.load_seed(), described)
     if not study.trials and (present := present_values(space)):
         study.enqueue_trial(present)  # what there is now is what the others are compared with
     trials = options.trials or space.trials

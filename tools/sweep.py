@@ -32,6 +32,7 @@ DROPPED = "|".join(
     )
 )
 WAITING = ("Queued", "Running")
+MOST_IDLE_LOOKS = 6  # between two experiments DVC may show no worker for a moment
 ENDED = ("Success", "Failed")
 
 
@@ -130,9 +131,18 @@ def watch(earlier: Counter) -> Counter:
     """
     total = sum((tasks(dvc("queue", "status")) - earlier).values())
     with progress(None, total=total, unit="experiment", description="sweep") as bar:
+        idle_looks = 0
         while True:
-            now = tasks(dvc("queue", "status")) - earlier
+            status = dvc("queue", "status")
+            now = tasks(status) - earlier
             bar.update(now["Success"] + now["Failed"] - bar.n)
+            waiting = any(now[state] for state in WAITING)
+            idle_looks = idle_looks + 1 if waiting and not workers_of(status) else 0
+            if idle_looks == MOST_IDLE_LOOKS:
+                raise UserError(
+                    "experiments wait, but no worker runs any more; start again without -S to go "
+                    "on, and see `dvc queue logs` for why they ended"
+                )
             if not any(now[state] for state in (*WAITING, "Preparing")):
                 return now
             time.sleep(POLL_SECONDS)

@@ -54,10 +54,24 @@ def nearest(word: str, candidates) -> str:
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
+class _Loader(yaml.SafeLoader):
+    """Numbers as YAML 1.2 has them and DVC writes them: PyYAML takes 1e-05 for a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse(text: str) -> Any:
+    """The value that a text in YAML stands for; yaml.YAMLError where it is none."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def read(path: Path = PARAMS_FILE) -> dict[str, Any]:
     """The whole file as nested dictionaries; UserError where it is absent or not YAML."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist in {Path.cwd()}; run from the project's folder"
