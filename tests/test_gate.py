@@ -175,3 +175,17 @@ read = lambda name: json.loads(Path(f"metrics/{name}.json").read_text())
 verdicts = gate.judge(gate.read_gate(), read, read)
 assert all(verdict.passed for verdict in verdicts)
 """
+
+
+def test_a_slice_has_its_own_interval_and_its_value_may_have_a_point(repository):
+    slices = {"rater": {"0.3333": {"accuracy": 0.8, "interval": {"accuracy": {"low": 0.75}}}}}
+    repository.metrics(slice=slices)
+    metric = "fine_tuned.slice.rater.0.3333.accuracy"
+    repository.rules([{"metric": metric, "better": "higher", "interval": True}])
+    repository.commit("sliced")
+    for accuracy, passes in ((0.76, True), (0.74, False)):
+        slices["rater"]["0.3333"]["accuracy"] = accuracy
+        repository.metrics(slice=slices)
+        done = repository.gate("sliced")
+        assert (done.returncode == 0) == passes, done.stdout + done.stderr
+        assert f"{metric}  0.8000" in done.stdout

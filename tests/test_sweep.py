@@ -1,5 +1,6 @@
 """tools.sweep: two workers, four experiments, and which GPU a worker sees."""
 
+import subprocess
 from collections import Counter
 
 import pytest
@@ -47,6 +48,25 @@ def test_gpus_are_those_that_are_visible(monkeypatch):
     assert sweep.gpus() == ["3", "5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert sweep.gpus() == []
+
+
+def test_data_and_weights_that_git_does_not_hold_are_copied(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    (tmp_path / ".gitignore").write_text("data/\nmine/\n")
+    for name in ("data/own/a.png", "data/other.zip", "mine/b0.keras", "tracked.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    subprocess.run(["git", "add", "tracked.csv", ".gitignore"], check=True)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run([*git, "commit", "--quiet", "-m", "base"], check=True)
+    (tmp_path / "params.yaml").write_text(
+        "dataset: {path: data/own}\nbackbone: {weights: imagenet, own_weights: mine}\n"
+    )
+    assert sweep.untracked_data({}) == ["data/own"]
+    assert sweep.untracked_data({"dataset.path": "data/other.zip"}) == ["data/other.zip"]
+    assert sweep.untracked_data({"dataset.path": "tracked.csv"}) == []
+    assert sweep.untracked_data({"backbone.weights": "b0.keras"}) == ["data/own", "mine"]
 
 
 class Queue:

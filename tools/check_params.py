@@ -79,7 +79,7 @@ def check(content: dict, source: str) -> None:
             sections[name] = params.check(content, name, kind, source)
         except UserError as error:
             mistakes.append(str(error))
-    for name in sorted(set(content) - set(SECTIONS) - {"seed"}):
+    for name in sorted(map(str, set(content) - set(SECTIONS) - {"seed"})):
         mistakes.append(
             f"{source}, {name}: unknown section; allowed are seed, {', '.join(SECTIONS)}"
             f"{params.nearest(name, SECTIONS)}"

@@ -20,7 +20,7 @@ def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:
         values: of params.yaml, `section.key` to value.
     """
     words = ["--temp", "--force", "--name", name]
-    words += [word for path in untracked_data() for word in ("--copy-paths", path)]
+    words += [word for path in untracked_data(values) for word in ("--copy-paths", path)]
     for key, value in values.items():
         words += ["-S", f"{key}={as_override(value)}"]
     return subprocess.Popen(

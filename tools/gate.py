@@ -121,20 +121,38 @@ def judge(gate: Gate, baseline: Callable[[str], dict], current: Callable[[str], 
             _number(read(name), path, f"{side}, metrics/{name}.json")
             for side, read in (("the baseline", baseline), ("the work tree", current))
         )
-        interval = baseline(name).get("interval", {}).get(path)
+        holder, key = _place(baseline(name), path)
+        interval = holder.get("interval", {}).get(key)
         verdicts.append(Verdict(rule, before, after, limit(rule, before, interval)))
     return verdicts
 
 
+def _place(metrics: dict, path: str) -> tuple[dict, str] | None:
+    """The dictionary that holds a value, and its key; keys may have points of their own."""
+    if path in metrics:
+        return metrics, path
+    inside = (
+        _place(value, path.removeprefix(f"{key}."))
+        for key, value in metrics.items()
+        if isinstance(value, dict) and path.startswith(f"{key}.")
+    )
+    return next(filter(None, inside), None)
+
+
 def _number(metrics: dict, path: str, where: str) -> float:
-    value: Any = metrics
-    for part in path.split("."):
-        if not isinstance(value, dict) or part not in value:
+    place = _place(metrics, path)
+    if place is None:
+        value: Any = metrics
+        for part in path.split("."):
             keys = list(value) if isinstance(value, dict) else []
-            raise UserError(
-                f"{where} has no {path}{params.nearest(part, keys)}; `dvc metrics show` lists all"
-            )
-        value = value[part]
+            if part not in keys:
+                break
+            value = value[part]
+        raise UserError(
+            f"{where} has no {path}{params.nearest(part, keys)}; `dvc metrics show` lists all"
+        )
+    holder, key = place
+    value = holder[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{where}: expected {path} to be a finite number, received {value!r}")
     return float(value)

@@ -67,7 +67,10 @@ def main() -> None:
     source = PRESETS / f"{name}.yaml"
     yaml = _yaml()
     content = yaml.load(params.PARAMS_FILE.read_text(encoding="utf-8"))
-    changed = override(content, yaml.load(source.read_text(encoding="utf-8")), str(source))
+    changes = yaml.load(source.read_text(encoding="utf-8"))
+    if not isinstance(changes, dict):
+        raise UserError(f"{source}: expected sections of params.yaml, received {changes!r}")
+    changed = override(content, changes, str(source))
     check(content, f"params.yaml with {source}")
     with params.PARAMS_FILE.open("w", encoding="utf-8") as file:
         yaml.dump(content, file)

@@ -134,6 +134,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--csv", type=Path, help="keep the figures, a row for each seed")
     options = parser.parse_args()
+    if options.csv and not options.csv.parent.is_dir():
+        parser.error(f"--csv: there is no folder {options.csv.parent}")
     if options.seeds < 1:
         parser.error(f"--seeds: expected 1 or more, received {options.seeds}")
     return options

@@ -44,9 +44,17 @@ class Range:
 
     @model_validator(mode="after")
     def _is_a_range(self):
-        if self.low >= self.high or (self.log and self.low <= 0) or (self.log and self.step):
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        if (
+            self.low >= self.high
+            or (self.log and self.low <= 0)
+            or (self.log and self.step)
+            or (self.step is not None and self.step <= 0)
+            or (whole and isinstance(self.step, float))
+        ):
             raise ValueError(
-                f"expected low below high, with log above 0, and not both log and step, received "
+                "expected low below high, with log above 0, not both log and step, step above 0 "
+                "and whole where low and high are, received "
                 f"low {self.low}, high {self.high}, log {self.log}, step {self.step}"
             )
         return self
@@ -165,7 +173,7 @@ def present_values(space: Space) -> dict[str, Any] | None:
                 return None
             found[name] = value
         elif value in choices:
-            found[name] = json.dumps(value)
+            found[name] = json.dumps(choices[choices.index(value)])  # 1 as the 1.0 that is there
         else:
             return None
     return found
@@ -290,6 +298,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="in all; default: what the file says")
     parser.add_argument("--preset", help="write the best to presets/PRESET.yaml")
     options = parser.parse_args()
+    if options.trials is not None and options.trials < 1:
+        parser.error(f"--trials: expected 1 or more, received {options.trials}")
     preset = PRESETS / f"{options.preset}.yaml"
     if options.preset and preset.exists():
         raise UserError(f"{preset} exists; give another name, or remove it")

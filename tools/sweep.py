@@ -14,10 +14,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
-import yaml
-
-from stages.common.params import PARAMS_FILE
+from stages.common import params
 from stages.common.run import UserError, progress, run
 
 POLL_SECONDS = 5
@@ -97,12 +97,28 @@ def workers_of(status: str) -> int:
     return int(found[1]) + int(found[2]) if found else 0
 
 
-def untracked_data() -> list[str]:
-    """The data folder, where Git does not hold it: an experiment's own folder needs a copy."""
-    path = yaml.safe_load(PARAMS_FILE.read_text(encoding="utf-8"))["dataset"]["path"]
-    command = ["git", "status", "--porcelain", "--ignored", "--untracked-files=all", "--", path]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return [path] if done.stdout.strip() else []
+def untracked_data(values: Mapping[str, Any]) -> list[str]:
+    """Data and weights that Git does not hold: an experiment's own folder needs a copy.
+
+    Args:
+        values: `section.key` to value, where it is another one than that of params.yaml.
+    """
+    content = params.read()
+    data, own, weights = (
+        values.get(f"{section}.{key}", content[section][key])
+        for section, key in (
+            ("dataset", "path"),
+            ("backbone", "own_weights"),
+            ("backbone", "weights"),
+        )
+    )
+    paths = [data] if weights is None or "." not in weights else [data, own]
+    command = ["git", "status", "--porcelain", "--ignored", "--untracked-files=all", "--"]
+    return [
+        path
+        for path in paths
+        if subprocess.run([*command, path], capture_output=True, text=True).stdout.strip()
+    ]
 
 
 def start(worker_devices: list[str | None]) -> None:
@@ -168,7 +184,8 @@ def main() -> None:
     earlier = Counter({state: before[state] for state in ENDED})
     if options.set_param:
         words = [word for change in options.set_param for word in ("-S", change)]
-        copies = [word for path in untracked_data() for word in ("--copy-paths", path)]
+        values = dict(change.split("=", 1) for change in options.set_param if "=" in change)
+        copies = [word for path in untracked_data(values) for word in ("--copy-paths", path)]
         print(dvc("exp", "run", "--queue", *copies, *words), end="", flush=True)
     start(worker_devices)
     states = watch(earlier)
