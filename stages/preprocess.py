@@ -56,8 +56,11 @@ def decoded(
     )
     placed = iter(placed)
     first = list(itertools.islice(placed, LOOKED_AT))
-    everything = itertools.chain(first, placed)
-    if sum(len(one.encoded) for one in first) < SMALL_BYTES * len(first):
+    are_small = sum(len(one.encoded) for one in first) < SMALL_BYTES * len(first)
+    # By an iterator of its own, and forgotten here: a chain would keep the list to its end.
+    everything = itertools.chain(iter(first), placed)
+    del first
+    if are_small:
         pairs = images.map_encoded(pixels_of, everything)
     else:
 

@@ -189,3 +189,10 @@ def test_a_slice_has_its_own_interval_and_its_value_may_have_a_point(repository)
         done = repository.gate("sliced")
         assert (done.returncode == 0) == passes, done.stdout + done.stderr
         assert f"{metric}  0.8000" in done.stdout
+
+
+def test_a_lock_without_a_split_fails(repository):
+    (repository.folder / "dvc.lock").write_text("stages: {}\n")
+    done = repository.gate("base")
+    assert done.returncode == 1
+    assert "dvc.lock has no data/splits.csv; run `make repro`" in done.stderr

@@ -40,6 +40,19 @@ def test_figures_of_a_setting_replace_those_that_are_there(tmp_path: Path):
         repeat.keep(file, "head", "none", [{"accuracy": 0.4}])
 
 
+def test_a_repetition_after_an_edit_is_another_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    for name in ("params.yaml", "code.py"):
+        (tmp_path / name).write_text("seed: 0\n")
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "base"]):
+        subprocess.run([*git, *words], check=True)
+    before = repeat.name_of("evaluate@head", {"seed": 0})
+    assert repeat.name_of("evaluate@head", {"seed": 0}) == before
+    (tmp_path / "code.py").write_text("seed: 1\n")
+    assert repeat.name_of("evaluate@head", {"seed": 0}) != before
+
+
 @pytest.mark.slow
 def test_a_repetition_is_run_once_and_leaves_the_work_tree_alone(tmp_path):
     project = ToyProject(tmp_path)

@@ -250,6 +250,25 @@ def test_a_metric_that_is_not_defined_is_left_out_not_an_error(found):
     assert '<th scope="row">ROC AUC' not in page
 
 
+def test_what_is_not_known_of_the_network_is_left_out_not_an_error(found):
+    """Layers of unknown kinds have no count of multiply-adds; an image size may be its own."""
+    models = {
+        name: dataclasses.replace(
+            model, metrics={k: v for k, v in model.metrics.items() if k != "multiply_adds"}
+        )
+        for name, model in found.models.items()
+    }
+    params = found.params | {
+        "backbone": found.params["backbone"] | {"image_size": None},
+        "preprocess": found.params["preprocess"] | {"channels": 1},
+    }
+    bare = dataclasses.replace(found, models=models, params=params)
+    page = report.render(views.page(bare, NOTHING_STATED), {}).decode()
+    assert "multiply-adds" not in page
+    assert "None pixels" not in page
+    assert "Input: grey images of any size" in page
+
+
 # The file
 
 

@@ -89,7 +89,7 @@ def test_the_loss_of_a_trial_is_that_of_the_model_it_keeps(monkeypatch, section,
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (1e-05, "1.0e-05"),
+        (1e-05, "1e-05"),
         (2.5e-05, "2.5e-05"),
         (0.1, "0.1"),
         (None, "null"),

@@ -85,6 +85,13 @@ def test_preset_with_an_unknown_key_or_a_bad_value_writes_nothing(project, monke
         assert (project / "params.yaml").read_text() == before
 
 
+def test_an_empty_preset_is_one_sentence(project, monkeypatch):
+    (project / "presets" / "empty.yaml").write_text("# nothing yet\n")
+    monkeypatch.setattr("sys.argv", ["preset", "empty"])
+    with pytest.raises(UserError, match=r"empty\.yaml: expected sections of params\.yaml"):
+        preset.main()
+
+
 def test_unknown_preset_names_the_known_ones(project, monkeypatch):
     monkeypatch.setattr("sys.argv", ["preset", "cifar"])
     known = ", ".join(PRESETS)
@@ -163,7 +170,7 @@ def test_summary_without_results_says_what_makes_them(project):
         summary.main()
 
 
-@pytest.mark.parametrize(("auc", "passes"), [(0.915, True), (0.87, False)])
+@pytest.mark.parametrize(("auc", "passes"), [(0.915, True), (0.87, False), (float("nan"), False)])
 def test_compare_metrics_fails_beyond_the_tolerance(project, monkeypatch, auc, passes):
     for folder, value in (("old", 0.9), ("new", auc)):
         (project / folder).mkdir()

@@ -34,18 +34,12 @@ def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:
 
 
 def as_override(value: Any) -> str:
-    """A value as `dvc exp run -S` reads it, by Hydra's grammar.
-
-    Unlike JSON that has keys without quotes, and YAML takes 1e-05, but not 1.0e-05, for a text.
-    """
+    """A value as `dvc exp run -S` reads it, by Hydra's grammar: JSON, but for keys unquoted."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{as_override(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(as_override, value)) + "]"
-    text = json.dumps(value, ensure_ascii=False)
-    if isinstance(value, float) and "e" in text and "." not in text:
-        return text.replace("e", ".0e")
-    return text
+    return json.dumps(value, ensure_ascii=False)
 
 
 def end(process: subprocess.Popen) -> None:

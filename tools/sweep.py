@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from stages.common import params
+from stages.common import own_weights, params
 from stages.common.run import UserError, progress, run
 
 POLL_SECONDS = 5
@@ -112,7 +112,7 @@ def untracked_data(values: Mapping[str, Any]) -> list[str]:
             ("backbone", "weights"),
         )
     )
-    paths = [data] if weights is None or "." not in weights else [data, own]
+    paths = [data, own] if weights and weights.endswith(own_weights.SUFFIXES) else [data]
     command = ["git", "status", "--porcelain", "--ignored", "--untracked-files=all", "--"]
     return [
         path

@@ -9,7 +9,7 @@ import numpy as np
 from stages.common.geometry import RGB
 
 BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders, plain and BigTIFF
-# What tifffile raises on bytes that it can't make sense of, found by damaging real files.
+# What tifffile, and what it decompresses by, raise on bytes that they can't make sense of.
 _DECODER_ERRORS = (
     *(OSError, IndexError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError),
     *(ArithmeticError, MemoryError, zlib.error),
