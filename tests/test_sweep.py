@@ -1,6 +1,9 @@
 """tools.sweep: two workers, four experiments, and which GPU a worker sees."""
 
+import json
+import re
 import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -21,8 +24,8 @@ Worker status: 1 active, 1 idle
 
 def test_states_and_workers_are_read_from_the_queue():
     assert sweep.tasks(STATUS) == Counter(Running=1, Queued=1, Success=1, Failed=1)
-    assert sweep.workers_of(STATUS) == 2
-    assert sweep.workers_of("No experiment tasks in the queue.") == 0
+    assert sweep.answering_workers(STATUS) == 2
+    assert sweep.answering_workers("No experiment tasks in the queue.") == 0
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,30 @@ def test_a_sweep_without_workers_ends(monkeypatch):
     queue = Queue(4)
     monkeypatch.setattr(sweep, "dvc", queue)
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
+    with pytest.raises(UserError, match="experiments wait, but no worker runs"):
+        sweep.watch(Counter())
+
+
+def test_workers_too_busy_to_answer_are_waited_for(tmp_path, monkeypatch):
+    """DVC gives them a second, and shows none then; on a busy machine that lasted 35 seconds."""
+    queue = Queue(3)
+    command = [sys.executable, "-c", "import time; time.sleep(60)", "queue-worker"]
+    with subprocess.Popen(command) as worker:
+        noted = {"pid": worker.pid, "stdin": None, "stdout": None, "stderr": None}
+        (tmp_path / "dvc-exp-worker-1.json").write_text(json.dumps({**noted, "returncode": None}))
+        looks = iter([False] * 20 + [True] * 10)
+
+        def silent(*words: str, environment: dict | None = None) -> str:
+            if words[:2] == ("queue", "status") and next(looks):
+                queue.workers = 2  # from here on each look ends an experiment
+            return re.sub("Worker status: .*", "Worker status: 0 active, 0 idle", queue(*words))
+
+        monkeypatch.setattr(sweep, "dvc", silent)
+        monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
+        monkeypatch.setattr(sweep, "WORKERS", tmp_path)
+        assert sweep.watch(Counter()) == Counter(Success=3)
+        worker.kill()
+    queue = Queue(3)
     with pytest.raises(UserError, match="experiments wait, but no worker runs"):
         sweep.watch(Counter())
 

@@ -6,6 +6,7 @@ workers running: call it without -S to watch them on.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from stages.common import own_weights, params
 from stages.common.run import UserError, progress, run
@@ -31,8 +35,8 @@ DROPPED = "|".join(
         r"(data|models|plots|reports)/|metrics/\w+\.json$",
     )
 )
+WORKERS = Path(".dvc/tmp/exps/celery")  # where DVC notes the processes of its workers
 WAITING = ("Queued", "Running")
-MOST_IDLE_LOOKS = 6  # between two experiments DVC may show no worker for a moment
 ENDED = ("Success", "Failed")
 
 
@@ -91,10 +95,26 @@ def tasks(status: str) -> Counter:
     return Counter(word for row in rows for word in row if word in states and row[-1] == word)
 
 
-def workers_of(status: str) -> int:
-    """How many workers run, from what `dvc queue status` prints."""
+def answering_workers(status: str) -> int:
+    """How many workers answered DVC's question, from what `dvc queue status` prints.
+
+    They have a second for it: on a busy machine none may answer, although all run.
+    """
     found = re.search(r"Worker status: (\d+) active, (\d+) idle", status)
     return int(found[1]) + int(found[2]) if found else 0
+
+
+def workers_run() -> bool:
+    """Whether a worker's process runs, by what DVC notes of those that it starts."""
+    for path in WORKERS.glob("dvc-exp-worker-*.json"):
+        try:
+            # By the words of its command: the number may have gone to another process.
+            number = json.loads(path.read_text(encoding="utf-8"))["pid"]
+            if "queue-worker" in psutil.Process(number).cmdline():
+                return True
+        except psutil.Error:
+            continue  # it ended
+    return False
 
 
 def untracked_data(values: Mapping[str, Any]) -> list[str]:
@@ -131,7 +151,7 @@ def start(worker_devices: list[str | None]) -> None:
         environment = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
         dvc("queue", "start", "--jobs", str(number), environment=environment)
         begun = time.monotonic()
-        while workers_of(status := dvc("queue", "status")) < number:
+        while answering_workers(status := dvc("queue", "status")) < number:
             if not any(tasks(status)[state] for state in WAITING):
                 return  # all was done before this worker was needed
             if time.monotonic() - begun > START_SECONDS:
@@ -147,14 +167,13 @@ def watch(earlier: Counter) -> Counter:
     """
     total = sum((tasks(dvc("queue", "status")) - earlier).values())
     with progress(None, total=total, unit="experiment", description="sweep") as bar:
-        idle_looks = 0
         while True:
+            run_on = workers_run()  # asked first: one that ends later has ended its experiments
             status = dvc("queue", "status")
             now = tasks(status) - earlier
             bar.update(now["Success"] + now["Failed"] - bar.n)
-            waiting = any(now[state] for state in WAITING)
-            idle_looks = idle_looks + 1 if waiting and not workers_of(status) else 0
-            if idle_looks == MOST_IDLE_LOOKS:
+            run_on = run_on or answering_workers(status) > 0
+            if not run_on and any(now[state] for state in WAITING):
                 raise UserError(
                     "experiments wait, but no worker runs any more; start again without -S to go "
                     "on, and see `dvc queue logs` for why they ended"
