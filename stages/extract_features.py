@@ -3,7 +3,8 @@
 Reads:  data/images/{train,valid}/ — RGB uint8; models/backbone.keras.
 Writes: data/features/{train,valid}/ — shards of float16: pooled (views, channels), or feature maps
         (views, height, width, channels); training images in `views` of the allowed symmetries,
-        validation images in one view. Of several layers, the pooled features one after the other.
+        validation images in one view. Of several layers, the channels one after the other, maps
+        averaged down to the size of the coarsest.
         data/features/layers.json — the layers of the backbone that were read; none: its output.
 """
 
@@ -51,15 +52,6 @@ class ExtractFeaturesParams:
             )
         return self
 
-    @model_validator(mode="after")
-    def _one_map(self):
-        if self.features == "map" and not (self.layers is None or len(self.layers) == 1):
-            raise ValueError(
-                f"layers: expected null or a list of one with features: map, since maps of several "
-                f"layers differ in size, received {self.layers}; set features to pooled"
-            )
-        return self
-
 
 def feature_function(backbone_model, features: str, symmetries):
     """A compiled function from images (batch, height, width, 3) to (batch, views, …) float16."""
@@ -67,6 +59,8 @@ def feature_function(backbone_model, features: str, symmetries):
 
     resize = geometry.on_device(backbone_model.get_layer("resize"))
     network = folding.folded(backbone_model.get_layer("backbone"))
+    several = isinstance(network.output, list)
+    join = models.joining(network.output) if several and features == "map" else None
 
     @tf.function(reduce_retracing=True)
     def extract(images):
@@ -78,6 +72,8 @@ def feature_function(backbone_model, features: str, symmetries):
                 every = maps if isinstance(maps, list) else [maps]
                 every = [tf.cast(one, tf.float32) for one in every]
                 maps = tf.concat([tf.reduce_mean(one, axis=(1, 2)) for one in every], axis=-1)
+            elif join is not None:
+                maps = join(maps)
             # Half the bytes; the eleven bits that are left are far finer than the features' noise.
             views.append(tf.cast(maps, tf.float16))
         return tf.stack(views, axis=1)

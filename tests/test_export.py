@@ -99,12 +99,14 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("features", ["pooled", "map"])
-def test_onnx_runtime_gives_the_features_of_tensorflow(features):
+@pytest.mark.parametrize(
+    ("features", "layers"),
+    [("pooled", "all_blocks"), ("map", None), ("map", ["block10", "block14"])],
+)
+def test_onnx_runtime_gives_the_features_of_tensorflow(features, layers):
     backbone = models.with_any_size(backbones.build("efficientnet_lite0", "imagenet", 64))
-    if features == "pooled":
-        network = backbone.get_layer("backbone")
-        backbone = models.at_layers(backbone, blocks.resolve(network, "all_blocks"))
+    network = backbone.get_layer("backbone")
+    backbone = models.at_layers(backbone, blocks.resolve(network, layers))
     images = np.random.default_rng(0).integers(0, 256, (4, 80, 80, 3), dtype=np.uint8)
     symmetries = [augment.IDENTITY, augment.LEFT_RIGHT]
     expected = feature_function(backbone, features, symmetries)(images)

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from stages import extract_features, train_head
 from stages.common import augment, backbones, explain, heads, linear_probe, models, paths, shards
+from stages.common.run import UserError
 from tests.toy_project import OVERRIDES, ROOT
 
 LAYERS = {"last": [], "one": ["block0_relu"], "several": ["block0_relu", "block1_relu"]}
@@ -23,16 +24,13 @@ def head_of(kind: str, shape, **changes):
     return heads.build(kind, shape, 3, **options)
 
 
-@pytest.mark.parametrize(
-    ("kind", "where"),
-    # Maps of several sizes can't be put together: params refuse it.
-    [pair for pair in itertools.product(heads.HEADS, LAYERS) if pair != ("conv", "several")],
-)
+@pytest.mark.parametrize(("kind", "where"), itertools.product(heads.HEADS, LAYERS))
 def test_a_classifier_of_any_head_and_layers_is_complete(kind, where, tmp_path):
     backbone = models.with_any_size(backbones.build("tiny", None, 32))
     backbone = models.at_layers(backbone, LAYERS[where])
     side = 16 if where == "one" else 8
-    shape = (side, side, CHANNELS[where]) if kind == "conv" else (CHANNELS[where],)
+    channels = CHANNELS[where]
+    shape = (side, side, channels) if kind in heads.MAP_HEADS else (channels,)
     model = models.assemble(backbone, head_of(kind, shape), temperature=2.0)
     expected = model.predict(IMAGES, verbose=0)
     np.testing.assert_allclose(expected.sum(axis=1), 1, rtol=1e-5)
@@ -63,6 +61,42 @@ def test_what_lies_behind_the_cut_is_dropped():
     ]
     assert "block0_relu" in names
     assert not any(name.startswith("block1") for name in names)
+
+
+def test_maps_of_several_layers_are_averaged_to_the_coarsest_and_joined():
+    random = np.random.default_rng(0)
+    # Seven is half of thirteen, rounded up: the last rows are averaged over what is there.
+    fine, coarse = (random.normal(size=(2, side, side, 3)).astype("f4") for side in (13, 7))
+    join = models.joining([keras.Input(one.shape[1:]) for one in (fine, coarse)])
+    joined = join.predict([fine, coarse], verbose=0)
+    assert joined.shape == (2, 7, 7, 6)
+    np.testing.assert_array_equal(joined[..., 3:], coarse)
+    np.testing.assert_allclose(joined[:, 1, 2, :3], fine[:, 2:4, 4:6].mean(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(joined[:, 6, 6, :3], fine[:, 12, 12], rtol=1e-5)
+
+
+def test_maps_that_do_not_fit_into_each_other_are_refused():
+    maps = [keras.Input((side, side, 3)) for side in (35, 17)]
+    with pytest.raises(UserError, match="received 35 by 35, 17 by 17; name layers of one size"):
+        models.joining(maps)
+
+
+def test_joined_maps_train_the_head_that_the_classifier_has(project):
+    project(
+        extract_features={"features": "map", "layers": ["block0_relu", "block1_relu"]},
+        train_head={"head": "residual", "hidden_units": [8, 4], "epochs": 3},
+    )
+    extract_features.main()
+    train_head.main()
+    model = models.load(paths.HEAD)
+    features, _labels, _ids = next(iter(shards.batches(paths.FEATURES / "valid", 12)))
+    images, _labels, _ids = next(iter(shards.batches(paths.IMAGES / "valid", 12, image_size=32)))
+    assert features.shape[1:] == (1, 8, 8, 24)
+    np.testing.assert_allclose(
+        model.get_layer("head")(features[:, 0]),
+        models.logits_of(model).predict(images, verbose=0),
+        atol=2e-2,  # features are kept in float16
+    )
 
 
 def test_the_cosine_head_gives_scaled_cosines():
@@ -200,7 +234,6 @@ def test_lbfgs_separates_what_can_be_separated_and_writes_its_curve(project, cap
         ("train_head", {"hidden_units": []}, "a whole number of 1 or more.*received \\[\\]"),
         ("train_head", {"hidden_units": [8, True]}, "received \\[8, True\\]"),
         ("train_head", {"head": "conv", "hidden_units": [8, 8]}, "one hidden layer"),
-        ("extract_features", {"features": "map", "layers": "all_blocks"}, "list of one"),
         ("extract_features", {"layers": []}, "layers"),
     ],
 )

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 # Heads that look at the feature map itself; the others take what global pooling leaves of it.
-MAP_HEADS = ("conv",)
-HEADS = ("linear", "dense", "conv", "cosine")
+MAP_HEADS = ("conv", "residual")
+HEADS = ("linear", "dense", "conv", "residual", "cosine")
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 # What a cosine is multiplied by before training (Wang et al. 2018, CosFace, has 30 to 64 for faces
 # in thousands of classes): few classes need less to be sure.
@@ -27,13 +27,16 @@ def build(
         kind: 'linear': one dense layer. 'dense': dropout, then for each number of hidden units a
             dense layer, BatchNorm where asked for, its activation and dropout; then a dense layer.
             'conv': the tutorial's, 7 filters of 7 by 7 on the feature map, BatchNorm, global
-            average pooling, dropout, flatten, one hidden layer. 'cosine': the cosine between the
-            features and one learned direction a class, times one learned number (Gidaris and
-            Komodakis 2018, equation 5).
+            average pooling, dropout, flatten, one hidden layer. 'residual': BatchNorm and dropout
+            of whole channels, for each number of hidden units a block of two convolutions of 3 by 3
+            (He et al. 2016, figure 2), global average pooling, dropout. 'cosine': the cosine
+            between the features and one learned direction a class, times one learned number
+            (Gidaris and Komodakis 2018, equation 5).
         feature_shape: (channels,) or (height, width, channels).
         classes: number of logits.
-        hidden_units: of the hidden layers, one number for 'conv'; the others have none.
-        dropout: rate from 0 to below 1, of 'dense' and 'conv'.
+        hidden_units: of the hidden layers, one number for 'conv'; channels of the blocks for
+            'residual'; the others have none.
+        dropout: rate from 0 to below 1, of 'dense', 'conv' and 'residual'.
         activation: of the hidden layers, one of `ACTIVATIONS`.
         batch_norm: whether 'dense' normalises its hidden layers.
 
@@ -43,7 +46,10 @@ def build(
     import keras
     from keras import layers
 
-    features = keras.Input(tuple(feature_shape), name="features")
+    shape = tuple(feature_shape)
+    if kind == "residual":
+        shape = (None, None, shape[-1])  # of fine_tune.image_sizes maps are smaller
+    features = keras.Input(shape, name="features")
     x = features
     if len(feature_shape) == 3 and kind not in MAP_HEADS:
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)
@@ -68,10 +74,37 @@ def build(
         x = layers.Dropout(dropout, name="head_dropout")(x)
         x = layers.Flatten(name="head_flatten")(x)
         x = layers.Dense(hidden_units[0], activation=activation, name="head_hidden")(x)
+    elif kind == "residual":
+        # Layers that are joined differ in scale; and neighbours in a map would give away what
+        # dropout of single numbers hides (Tompson et al. 2015).
+        x = layers.BatchNormalization(name="head_input_norm")(x)
+        x = layers.SpatialDropout2D(dropout, name="head_input_dropout")(x)
+        for number, units in enumerate(hidden_units):
+            x = _residual_block(x, units, activation, f"head_block{number}")
+        x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+        x = layers.Dropout(dropout, name="head_dropout")(x)
     elif kind == "cosine":
         return keras.Model(features, _cosine_logits(x, classes), name="head")
     logits = layers.Dense(classes, dtype="float32", name="logits")(x)
     return keras.Model(features, logits, name="head")
+
+
+def _residual_block(x, channels: int, activation: str, name: str):
+    """He et al. 2016, figure 2, with BatchNorm; a convolution of 1 by 1 where the width changes."""
+    from keras import layers
+
+    def convolution(inputs, size: int, part: str):
+        inputs = layers.Conv2D(
+            channels, size, padding="same", use_bias=False, name=f"{name}_{part}_conv"
+        )(inputs)
+        return layers.BatchNormalization(name=f"{name}_{part}_norm")(inputs)
+
+    branch = convolution(x, 3, "first")
+    branch = layers.Activation(activation, name=f"{name}_first_activation")(branch)
+    branch = convolution(branch, 3, "second")
+    shortcut = x if x.shape[-1] == channels else convolution(x, 1, "shortcut")
+    x = layers.Add(name=f"{name}_add")([branch, shortcut])
+    return layers.Activation(activation, name=f"{name}_activation")(x)
 
 
 def _cosine_logits(features, classes: int):

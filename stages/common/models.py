@@ -7,7 +7,8 @@ shrunk before. Its layers, by name:
 
     images → resize → backbone → [pool] → head → temperature → probabilities
 
-Of a backbone that is read at several layers, `pool` pools each and joins what comes out.
+Of a backbone that is read at several layers, `pool` pools each and joins what comes out; for a head
+that looks at maps it pools them to one size.
 
 `backbone` and `head` are models of their own, so that their layers can be reached. Both are called
 with `training=False`: without it, a plain `model(images)` would run BatchNorm and dropout as in
@@ -89,6 +90,39 @@ def pooling(feature_maps):
     return keras.Model(inputs, layers.Concatenate(name="pooled")(pooled), name="pool")
 
 
+def joining(feature_maps):
+    """The layer `pool` where maps stay maps: averaged down to the size of the coarsest, and joined.
+
+    Args:
+        feature_maps: a list of symbolic tensors (batch, height, width, channels) whose heights and
+            widths are those of the smallest times a power of two, rounded up at each halving.
+
+    Returns:
+        A keras.Model from such a list to (batch, height, width, channels of all together).
+
+    Raises:
+        UserError: the sizes are others, as of networks whose convolutions pad nothing.
+    """
+    import keras
+    from keras import layers
+
+    sizes = [feature_map.shape[1:3] for feature_map in feature_maps]
+    coarsest = min(sizes)
+    inputs, pooled = [], []
+    for number, (feature_map, size) in enumerate(zip(feature_maps, sizes, strict=True)):
+        stride = round(size[0] / coarsest[0])
+        if tuple(-(-side // stride) for side in size) != tuple(coarsest):
+            raise UserError(
+                "params.yaml, extract_features: expected layers whose maps can be averaged down to "
+                f"the size of the smallest, received {', '.join(f'{a} by {b}' for a, b in sizes)}; "
+                "name layers of one size, or set features to pooled"
+            )
+        inputs.append(keras.Input((None, None, feature_map.shape[-1])))
+        pool = layers.AveragePooling2D(stride, padding="same", name=f"pool_{number}")
+        pooled.append(pool(inputs[-1]) if stride > 1 else inputs[-1])
+    return keras.Model(inputs, layers.Concatenate(name="joined")(pooled), name="pool")
+
+
 def assemble(backbone_model, head, temperature: float = 1.0):
     """A whole classifier.
 
@@ -104,6 +138,8 @@ def assemble(backbone_model, head, temperature: float = 1.0):
     features = backbone_model.output
     if len(head.input_shape) == 2:
         features = pooling(features)(features)
+    elif isinstance(features, list):
+        features = joining(features)(features)
     logits = head(features, training=False)
     return _with_probabilities(backbone_model.input, logits, temperature)
 
