@@ -224,8 +224,8 @@ def test_an_unknown_optimizer(section):
 def test_an_unknown_head():
     error = error_of("train_head", {"head": "convolution"})
     assert error == (
-        "params.yaml, train_head.head: expected one of linear, dense, conv, cosine, received "
-        "'convolution'"
+        "params.yaml, train_head.head: expected one of linear, dense, conv, residual, cosine, "
+        "received 'convolution'"
     )
 
 
