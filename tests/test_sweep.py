@@ -137,6 +137,11 @@ def test_workers_too_busy_to_answer_are_waited_for(tmp_path, monkeypatch):
         monkeypatch.setattr(sweep, "dvc", silent)
         monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
         monkeypatch.setattr(sweep, "WORKERS", tmp_path)
+        monkeypatch.setattr(sweep, "START_SECONDS", 0)
+        sweep.start([None])
+        with pytest.raises(UserError, match="worker 2 did not start"):
+            sweep.start([None, None])
+        queue.workers = 0
         assert sweep.watch(Counter()) == Counter(Success=3)
         worker.kill()
     queue = Queue(3)

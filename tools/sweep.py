@@ -104,17 +104,17 @@ def answering_workers(status: str) -> int:
     return int(found[1]) + int(found[2]) if found else 0
 
 
-def workers_run() -> bool:
-    """Whether a worker's process runs, by what DVC notes of those that it starts."""
+def running_workers() -> int:
+    """How many workers' processes run, by what DVC notes of those that it starts."""
+    found = 0
     for path in WORKERS.glob("dvc-exp-worker-*.json"):
         try:
             # By the words of its command: the number may have gone to another process.
             number = json.loads(path.read_text(encoding="utf-8"))["pid"]
-            if "queue-worker" in psutil.Process(number).cmdline():
-                return True
+            found += "queue-worker" in psutil.Process(number).cmdline()
         except psutil.Error:
             continue  # it ended
-    return False
+    return found
 
 
 def untracked_data(values: Mapping[str, Any]) -> list[str]:
@@ -155,6 +155,8 @@ def start(worker_devices: list[str | None]) -> None:
             if not any(tasks(status)[state] for state in WAITING):
                 return  # all was done before this worker was needed
             if time.monotonic() - begun > START_SECONDS:
+                if running_workers() >= number:
+                    break  # too busy to answer
                 raise UserError(f"worker {number} did not start; see `dvc queue logs`")
             time.sleep(1)
 
@@ -168,7 +170,8 @@ def watch(earlier: Counter) -> Counter:
     total = sum((tasks(dvc("queue", "status")) - earlier).values())
     with progress(None, total=total, unit="experiment", description="sweep") as bar:
         while True:
-            run_on = workers_run()  # asked first: one that ends later has ended its experiments
+            # Asked first: a worker that ends later has ended its experiments.
+            run_on = running_workers() > 0
             status = dvc("queue", "status")
             now = tasks(status) - earlier
             bar.update(now["Success"] + now["Failed"] - bar.n)
