@@ -171,12 +171,12 @@ def watch(earlier: Counter) -> Counter:
     with progress(None, total=total, unit="experiment", description="sweep") as bar:
         while True:
             # Asked first: a worker that ends later has ended its experiments.
-            run_on = running_workers() > 0
+            running = running_workers()
             status = dvc("queue", "status")
             now = tasks(status) - earlier
             bar.update(now["Success"] + now["Failed"] - bar.n)
-            run_on = run_on or answering_workers(status) > 0
-            if not run_on and any(now[state] for state in WAITING):
+            alive = running or answering_workers(status)
+            if not alive and any(now[state] for state in WAITING):
                 raise UserError(
                     "experiments wait, but no worker runs any more; start again without -S to go "
                     "on, and see `dvc queue logs` for why they ended"
