@@ -852,6 +852,15 @@ def test_splits_are_all_or_those_asked_for():
         library.check_splits(["train", "valid"], available)
 
 
+def test_a_split_that_is_not_there_costs_no_reading_of_images(tmp_path, draw_images, monkeypatch):
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        draw_images(tmp_path / "own" / name, 2)
+    builder = image_folder.ImageFolder(folder=tmp_path / "own", data_dir=tmp_path / "building")
+    monkeypatch.setattr(builder, "download_and_prepare", pytest.fail)
+    with pytest.raises(UserError, match=r"\['test', 'train'\], received 'trian'; did you mean 't"):
+        library.prepare(builder, ["trian"], tmp_path / "downloads", tmp_path / "raw")
+
+
 def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path):
     with pytest.raises(UserError) as caught:
         fetch.make_builder(dataset_params("cifar11"), tmp_path)
