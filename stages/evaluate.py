@@ -40,7 +40,7 @@ def measure(
     table: predictions.Predictions,
     rows: Sequence[splits.SplitRow],
     columns: Sequence[str],
-    temperature: float,
+    temperature: float | None,
     resamples: int,
     image_weights: np.ndarray | None = None,
 ) -> dict:
@@ -50,7 +50,7 @@ def measure(
         table: the predictions, as read from their file.
         rows: of data/splits.csv, in the order of the table.
         columns: by whose values to give the metrics too.
-        temperature: of the model.
+        temperature: see metrics.numbers.
         resamples: for the intervals.
         image_weights: (images,), 0 or more, for weighted_accuracy; None: do without it.
 
@@ -138,8 +138,9 @@ def main() -> None:
     model = models.load(MODELS[name])
     image_size = model.get_layer("resize").height
     batches = shards.batches(folder, parameters.batch_size, image_size=image_size)
+    symmetries = parameters.test_time_augment.symmetries
     probabilities, labels, ids = training.predict(
-        averaged(models.on_device(model), parameters.test_time_augment.symmetries),
+        averaged(models.on_device(model), symmetries),
         batches,
         index.count,
         f"evaluate {name}",
@@ -150,6 +151,7 @@ def main() -> None:
     # What follows sees the digits that are written, so that anybody can compute it again.
     table = predictions.read(predictions_file)
     temperature = round(models.temperature_of(model), tables.DECIMALS)
+    to_take_back = temperature if len(symmetries) == 1 else None
     evaluation_plots.write_all(
         paths.PLOTS / name,
         paths.GALLERY / name,
@@ -158,7 +160,7 @@ def main() -> None:
         image_size=image_size,
         labels=table.labels,
         probabilities=table.probabilities,
-        uncalibrated=metrics.uncalibrated(table.probabilities, temperature),
+        temperature=to_take_back,
         ids=ids,
         names=[row.columns.get("name", row.id) for row in rows],
         class_names=index.class_names,
@@ -168,11 +170,14 @@ def main() -> None:
         table,
         rows,
         columns,
-        temperature,
+        to_take_back,
         parameters.bootstrap_samples,
         evaluation.image_weights(rows, parameters.weight_column),
     )
-    tables.write_metrics(paths.METRICS / f"{name}.json", {**found, **model_cost.model_cost(model)})
+    tables.write_metrics(
+        paths.METRICS / f"{name}.json",
+        {**found, "temperature": temperature, **model_cost.model_cost(model)},
+    )
 
 
 if __name__ == "__main__":

@@ -181,6 +181,18 @@ def test_confusion_shows_shares_of_the_actual_class():
     assert "“cat” taken for “dog”: 1 of" in chart.summary
 
 
+def test_reliability_of_averaged_views_is_shown_after_the_temperature_alone():
+    bins = [{"confidence": 0.95, "accuracy": 0.9, "images": 10}]
+    both = charts.reliability("head", {"before": bins, "after": bins})
+    after = charts.reliability("head", {"before": [], "after": bins})
+    names = [
+        [one["name"] for one in chart.figure["data"] if "name" in one] for chart in (both, after)
+    ]
+    assert names == [["before scaling", "after scaling"], ["after scaling"]]
+    assert "model, before and after temperature scaling" in both.summary
+    assert "model, after temperature scaling" in after.summary
+
+
 def test_of_many_classes_the_most_confused_pairs_are_shown_side_by_side():
     names = [f"class {number:03}" for number in range(100)]
     confusion = Counter({(name, name): 50 for name in names})

@@ -3,7 +3,8 @@
 `write_all` writes, for one model, into plots/<model>/:
     roc.csv — class, false_positive_rate, true_positive_rate.
     precision_recall.csv — class, recall, precision.
-    reliability.csv — temperature (before or after), confidence, accuracy, images.
+    reliability.csv — temperature (before or after), confidence, accuracy, images; of views that
+        were averaged only after.
     classes.csv — class, f1, precision, recall, support.
     confusion.csv — actual, predicted: one row a test image.
     predictions.png, mistakes.png, uncertain.png, confused_pairs.png, explanations.png.
@@ -69,7 +70,7 @@ def write_all(
     image_size: int,
     labels: np.ndarray,
     probabilities: np.ndarray,
-    uncalibrated: np.ndarray,
+    temperature: float | None,
     ids: list[str],
     names: list[str],
     class_names: list[str],
@@ -85,14 +86,14 @@ def write_all(
         image_size: see shards.batches.
         labels: (images,), whole numbers below the number of classes, in stored order as all else.
         probabilities: (images, classes), after the temperature.
-        uncalibrated: (images, classes), before it.
+        temperature: see metrics.numbers.
         ids: of the images.
         names: of the images, for people.
         class_names: one for each column of `probabilities`.
         batch_size: images in one pass through the model.
     """
     results = Results(ids, labels, probabilities, class_names)
-    write_tables(folder, results, uncalibrated)
+    write_tables(folder, results, temperature)
     choices = gallery.choose(ids, labels, probabilities)
     grids = {
         "predictions": list(range(min(GRID_SIDE**2, len(ids)))),
@@ -134,9 +135,13 @@ def write_all(
     draw_explanations(folder / "explanations.png", results, overlays, pictures)
 
 
-def write_tables(folder: Path, results: Results, uncalibrated: np.ndarray) -> None:
+def write_tables(folder: Path, results: Results, temperature: float | None) -> None:
     """Writes the CSV files that DVC plots."""
     names = results.class_names
+    stages = {"after": results.probabilities}
+    if temperature is not None:
+        before = metrics.uncalibrated(results.probabilities, temperature)
+        stages = {"before": before, **stages}
     tables.write_csv(
         folder / "confusion.csv",
         ("actual", "predicted"),
@@ -160,8 +165,8 @@ def write_tables(folder: Path, results: Results, uncalibrated: np.ndarray) -> No
         ("temperature", "confidence", "accuracy", "images"),
         (
             (when, f"{confidence:.6g}", f"{accuracy:.6g}", images)
-            for when, values in (("before", uncalibrated), ("after", results.probabilities))
-            for confidence, accuracy, images in reliability_bins(results.labels, values)
+            for when, values in stages.items()
+            for confidence, accuracy, images in metrics.reliability_bins(results.labels, values)
         ),
     )
     tables.write_csv(
@@ -179,7 +184,7 @@ def one_vs_rest(results: Results) -> Iterator[tuple[str, np.ndarray, np.ndarray]
     curve.
     """
     labels, probabilities = results.labels, results.probabilities
-    numbers = range(1, 2) if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    numbers = metrics.curve_classes(probabilities.shape[1])
     if len(numbers) > MOST_CURVES:
         is_class = np.zeros(probabilities.shape, bool)
         is_class[np.arange(len(labels)), labels] = True
@@ -217,24 +222,6 @@ def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_CURVE_POINTS) -> np.ndar
         return np.arange(len(x))
     way = np.concatenate([[0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
     return np.unique(np.searchsorted(way, np.linspace(0, way[-1], most)))
-
-
-def reliability_bins(
-    labels: np.ndarray, probabilities: np.ndarray
-) -> list[tuple[float, float, int]]:
-    """Mean confidence, accuracy and number of images of every bin that has images.
-
-    The bins are those of `metrics.expected_calibration_error`, (0, 1/15], (1/15, 2/15], …, of the
-    largest probability.
-    """
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    right = probabilities.argmax(axis=1) == labels
-    bins = np.ceil(confidence * metrics.CALIBRATION_BINS).astype(int)
-    members = [bins == number for number in np.unique(bins)]
-    return [
-        (float(confidence[inside].mean()), float(right[inside].mean()), int(inside.sum()))
-        for inside in members
-    ]
 
 
 def class_rows(results: Results) -> list[tuple]:
