@@ -22,6 +22,7 @@ SECTIONS = {
     "compare": {"evaluate.bootstrap_samples"},
     "report": {
         "seed",
+        "runtime",
         "dataset",
         "split",
         "preprocess",

@@ -41,13 +41,14 @@ def build(
         batch_norm: whether 'dense' normalises its hidden layers.
 
     Returns:
-        A keras.Model (batch, *feature_shape) to (batch, classes), float32.
+        A keras.Model (batch, channels), or (batch, rows, columns, channels) of maps of any size,
+        to (batch, classes), float32.
     """
     import keras
     from keras import layers
 
     shape = tuple(feature_shape)
-    if kind == "residual":
+    if len(shape) == 3:
         shape = (None, None, shape[-1])  # of fine_tune.image_sizes maps are smaller
     features = keras.Input(shape, name="features")
     x = features

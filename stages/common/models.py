@@ -71,6 +71,27 @@ def at_layers(backbone_model, names: Sequence[str]):
     return keras.Model(backbone_model.input, outputs, name="backbone_any_size")
 
 
+def as_features(feature_maps, features: str):
+    """What a head gets of a backbone's output.
+
+    Args:
+        feature_maps: a symbolic tensor (batch, height, width, channels), or a list of them.
+        features: 'pooled' or 'map', as extract_features.features.
+
+    Returns:
+        A symbolic tensor: (batch, channels) by the layer `pool`, or a map, of several layers by the
+        layer `pool` too.
+
+    Raises:
+        UserError: several maps that are to stay maps do not fit into each other, see joining.
+    """
+    if features == "pooled":
+        return pooling(feature_maps)(feature_maps)
+    if isinstance(feature_maps, list):
+        return joining(feature_maps)(feature_maps)
+    return feature_maps
+
+
 def pooling(feature_maps):
     """The layer `pool`: global averages (batch, channels) of one feature map, or of several joined.
 
@@ -135,11 +156,8 @@ def assemble(backbone_model, head, temperature: float = 1.0):
     Returns:
         A keras.Model from images to probabilities (batch, classes), float32.
     """
-    features = backbone_model.output
-    if len(head.input_shape) == 2:
-        features = pooling(features)(features)
-    elif isinstance(features, list):
-        features = joining(features)(features)
+    pooled = len(head.input_shape) == 2
+    features = as_features(backbone_model.output, "pooled" if pooled else "map")
     logits = head(features, training=False)
     return _with_probabilities(backbone_model.input, logits, temperature)
 
@@ -220,12 +238,14 @@ def training_model(
     from keras import ops
 
     pool = [layer for layer in model.layers if layer.name == "pool"]
+    head = model.get_layer("head")
     backbone = model.get_layer("backbone")
     # Not a part of the model that trains, where it would have a copy of each weight's name.
     network = backbone if update_statistics else folding.folded(backbone, is_trained=True)
     image_size = model.get_layer("resize").height
     if image_sizes is not None:
-        at_any_size = _at_any_size(network, {pixels for _, pixels in image_sizes})
+        behind = [*pool, head] if len(head.input_shape) == 4 else []
+        at_any_size = _at_any_size(network, behind, {pixels for _, pixels in image_sizes})
         # No part of the model either: it follows from the epoch and needs no backup.
         side = keras.Variable(image_size, trainable=False, dtype="int32")
 
@@ -242,7 +262,7 @@ def training_model(
             self.resize = geometry.on_device(model.get_layer("resize"))
             self.backbone = backbone
             self.pool = pool
-            self.head = model.get_layer("head")
+            self.head = head
 
         def augmented(self, images, labels, image_weights):
             """A batch as the network sees it in training."""
@@ -319,11 +339,11 @@ def training_model(
     return trained
 
 
-def _at_any_size(network, sides: set[int]):
+def _at_any_size(network, behind: Sequence, sides: set[int]):
     """A network of one image size behind an input of any; layers and weights shared.
 
     Raises:
-        UserError: it does not take images of one of the sides.
+        UserError: it, or one of the layers `behind` it, does not take images of one of the sides.
     """
     import keras
     import tensorflow as tf
@@ -336,12 +356,14 @@ def _at_any_size(network, sides: set[int]):
             clone_function=lambda layer: layer,
         )
         for side in sides:
-            free(tf.zeros((1, side, side, channels)), training=False)
+            features = free(tf.zeros((1, side, side, channels)), training=False)
+            for layer in behind:
+                features = layer(features, training=False)
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise UserError(
             f"params.yaml, fine_tune.image_sizes: this network, of {network.input_shape[1]} "
-            f"pixels, does not take one of {sorted(sides)}; choose larger ones, or null "
-            f"({str(error).strip().splitlines()[0]})"
+            f"pixels, or its head does not take one of {sorted(sides)}; choose larger ones or null: "
+            f"{str(error).strip().splitlines()[0]}"
         ) from None
     return free
 

@@ -292,6 +292,7 @@ def train(
     *,
     data: Path,
     seed: int,
+    save: Callable[[float], None],
     inputs: Sequence[Any] = (),
     image_weights=None,
     image_size: int | None = None,
@@ -299,7 +300,7 @@ def train(
     steps_per_execution: int = 1,
     prepare=lambda batches, first_batch: batches,
     team=None,
-) -> float:
+) -> None:
     """Trains a model that gives logits, writes its learning curve and fits its temperature.
 
     Args:
@@ -308,18 +309,17 @@ def train(
         parameters: the stage's section.
         data: shards of the model's inputs in train/ and valid/.
         seed: of the order of the training images.
+        save: keeps the trained model, given its temperature; the backup goes when that is done.
         inputs: files and settings besides `data` and the params on which the result depends; a run
             resumes with equal ones.
         image_weights: a weights.ImageWeights, for the training images only; None: all equal.
-        image_size: see shards.batches.
+        image_size: side in pixels of the squares that images become, unless all are of one square's
+            shape already; None: the arrays are no images.
         rate_factors, steps_per_execution: see `compile_model`.
         prepare: from a dataset of (arrays, labels, ids) batches and the number of its first one,
             counted over all epochs, to the dataset that the model takes.
-        team: a workers.Team, where several boxes train together; the learning curve is then written
-            by the first. None: this box alone.
-
-    Returns:
-        The temperature.
+        team: a workers.Team, where several boxes train together; the first then saves, and writes
+            the learning curve. None: this box alone.
     """
     index, validation_index = (shards.read_index(data / split) for split in ("train", "valid"))
     classes = len(index.class_names)
@@ -343,6 +343,7 @@ def train(
             first_epoch=first_epoch,
             epochs=parameters.epochs,
             image_size=image_size,
+            squares=image_size is not None,
             part=part,
         )
         prepared = prepare(batches, first_epoch * steps_per_epoch)
@@ -350,11 +351,16 @@ def train(
 
     def validation(part: shards.Part = shards.ALL):
         batches = shards.batches(
-            data / "valid", parameters.batch_size, image_size=image_size, part=part
+            data / "valid",
+            parameters.batch_size,
+            image_size=image_size,
+            squares=image_size is not None,
+            part=part,
         )
         return prepare(batches, 0)
 
     name = fingerprint(parameters, seed, index.sha256, validation_index.sha256, *inputs)
+    backup = backup_folder(stage if team is None else team.backup_name(stage), name)
     history = fit(
         model,
         parameters,
@@ -363,15 +369,18 @@ def train(
             with_one_hot(validation(part), classes), validation_index.count
         ),
         images_per_epoch=index.count,
-        backup=backup_folder(stage if team is None else team.backup_name(stage), name),
+        backup=backup,
         loop=None if team is None else team.loop(name, index.count, validation_index.count),
     )
     if team is None or team.is_chief:
         write_history(paths.PLOTS / stage / "history.csv", history)
-    logits, labels, _ = predict(model, validation(), validation_index.count, "calibrate")
-    temperature = fit_temperature(logits, labels)
-    print(f"temperature {temperature:.3f}")
-    return temperature
+        logits, labels, _ = predict(model, validation(), validation_index.count, "calibrate")
+        temperature = fit_temperature(logits, labels)
+        print(f"temperature {temperature:.3f}")
+        save(temperature)
+    if team is not None:
+        team.meet()  # a backup goes when all have the last epoch, and the first has saved it
+    shutil.rmtree(backup)
 
 
 def fit(
@@ -394,7 +403,7 @@ def fit(
         make_training_batches: first epoch to a dataset of all the batches from there on.
         validation_batches: the validation split.
         images_per_epoch: for the number of steps and the rate that is shown.
-        backup: this configuration's folder, see `backup_folder`; removed at the end.
+        backup: this configuration's folder, see `backup_folder`; stays.
         loop: a workers.Loop, in place of Keras' own `fit`; None: that.
 
     Returns:
@@ -439,7 +448,6 @@ def fit(
         # As Keras' fit does at its end: puts the average of the weights in their place.
         model.optimizer.finalize_variable_values(model.trainable_variables)
     best.restore(model)
-    shutil.rmtree(backup)
     return history.rows
 
 
