@@ -362,8 +362,8 @@ def _at_any_size(network, behind: Sequence, sides: set[int]):
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise UserError(
             f"params.yaml, fine_tune.image_sizes: this network, of {network.input_shape[1]} "
-            f"pixels, or its head does not take one of {sorted(sides)}; choose larger ones or null: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"pixels, or its head does not take one of {sorted(sides)}; choose larger ones, or null"
+            f" ({str(error).strip().splitlines()[0]})"
         ) from None
     return free
 
