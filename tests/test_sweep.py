@@ -66,10 +66,13 @@ def test_data_and_weights_that_git_does_not_hold_are_copied(tmp_path, monkeypatc
     (tmp_path / "params.yaml").write_text(
         "dataset: {path: data/own}\nbackbone: {weights: imagenet, own_weights: mine}\n"
     )
-    assert sweep.untracked_data({}) == ["data/own"]
-    assert sweep.untracked_data({"dataset.path": "data/other.zip"}) == ["data/other.zip"]
-    assert sweep.untracked_data({"dataset.path": "tracked.csv"}) == []
-    assert sweep.untracked_data({"backbone.weights": "b0.keras"}) == ["data/own", "mine"]
+    assert sweep.untracked_data({}) == ["data/own", "mine"]
+    chosen = {"dataset.path": ["data/other.zip", "tracked.csv", "data/own"]}
+    assert sweep.untracked_data(chosen) == ["data/other.zip", "data/own", "mine"]
+    before = sweep.state_of(["data/own", "tracked.csv"])
+    assert [name for name, _, _ in before] == ["data/own/a.png", "tracked.csv"]
+    (tmp_path / "data" / "own" / "a.png").write_text("other")
+    assert sweep.state_of(["data/own", "tracked.csv"]) != before
 
 
 class Queue:

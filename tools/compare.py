@@ -164,16 +164,14 @@ def _save(figure, file: Path) -> None:
 
 def draw(commit: str, folder: Path) -> dict[str, str]:
     """Draws all pictures; title to the name of the file."""
-    after = {
-        stage: text
-        for stage in STAGES
-        if (text := revisions.read_result(None, f"plots/{stage}/history.csv")) is not None
-    }
-    before = {
-        stage: text
-        for stage in STAGES
-        if (text := revisions.read_result(commit, f"plots/{stage}/history.csv")) is not None
-    }
+    before, after = (
+        {
+            stage: text
+            for stage in STAGES
+            if (text := revisions.read_result(side, f"plots/{stage}/history.csv")) is not None
+        }
+        for side in (commit, None)
+    )
     drawn = {}
     if after:
         draw_curves(before, after, folder / "curves.png")
@@ -202,7 +200,7 @@ def comment(revision: str, pictures: Path | None, image_base: str) -> str:
         f"## Metrics against `{revision}` ({commit[:7]})",
         "Brackets: 95 % intervals on the test split.",
     ]
-    if revisions.split_of_lock(None) != revisions.split_of_lock(commit):
+    if not revisions.same_test_images(commit):
         parts.append("**The test images differ, so that the numbers can't be compared.**")
     for model in MODELS:
         before, after = (
