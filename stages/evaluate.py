@@ -33,8 +33,6 @@ from stages.common import (
 from stages.common.evaluation import EvaluateParams
 from stages.common.run import UserError, progress, run, start_tensorflow
 
-MODELS = {"head": paths.HEAD, "fine_tuned": paths.FINE_TUNED}
-
 
 def measure(
     table: predictions.Predictions,
@@ -124,8 +122,10 @@ def averaged(model, symmetries: Sequence[augment.Symmetry]):
 def main() -> None:
     """Predicts the test split and writes what was found."""
     name = sys.argv[1] if len(sys.argv) == 2 else ""
-    if name not in MODELS:
-        raise UserError(f"expected one model of {', '.join(MODELS)}, received {sys.argv[1:]}")
+    if name not in paths.CLASSIFIERS:
+        raise UserError(
+            f"expected one model of {', '.join(paths.CLASSIFIERS)}, received {sys.argv[1:]}"
+        )
     parameters = params.load("evaluate", EvaluateParams)
     rows = evaluation.test_rows()
     columns = evaluation.slice_columns(rows, parameters.slice_columns)
@@ -135,7 +135,7 @@ def main() -> None:
 
     folder = paths.IMAGES / "test"
     index = shards.read_index(folder)
-    model = models.load(MODELS[name])
+    model = models.load(paths.CLASSIFIERS[name])
     image_size = model.get_layer("resize").height
     batches = shards.batches(folder, parameters.batch_size, image_size=image_size)
     symmetries = parameters.test_time_augment.symmetries

@@ -8,8 +8,8 @@ import yaml
 from PIL import Image
 
 from stages.common import backbones, evaluation_plots, heads, metrics, models, plots, shards
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 PICTURES = ("predictions", "mistakes", "uncertain", "confused_pairs", "explanations")
 
 

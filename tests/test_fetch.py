@@ -23,7 +23,7 @@ from stages.common import images, inventory, params, paths
 from stages.common.datasets import elpv, image_folder, library, sources
 from stages.common.datasets.raw import RawDataset
 from stages.common.run import UserError
-from tests.conftest import ROOT
+from tests import ROOT
 
 # Nothing listens on the discard port; whoever goes through this proxy reaches no host.
 UNREACHABLE = {
@@ -827,7 +827,9 @@ class TestSetsThatNeedAPerson:
         started = time.perf_counter()
         with pytest.raises(UserError) as caught:
             prepare(tmp_path, dataset_params("imagenet2012"))
-        assert time.perf_counter() - started < 20
+        assert (
+            time.perf_counter() - started < 100
+        )  # not the minutes in which TFDS looks for each of its hosts
         sentence = str(caught.value)
         assert "\n" not in sentence
         assert "'imagenet2012' has files that only a person can get; put them into " in sentence
@@ -924,7 +926,7 @@ def test_without_a_network_the_stage_ends_in_one_sentence(tmp_path, run_stage):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     started = time.perf_counter()
     done = run_stage("fetch", **UNREACHABLE)
-    assert time.perf_counter() - started < 30
+    assert time.perf_counter() - started < 100
     assert done.returncode == 1
     (sentence,) = done.stderr.splitlines()
     assert sentence.startswith("error: ")

@@ -17,7 +17,7 @@ from stages.common import params, paths
 from stages.common.datasets import image_folder, library, sources
 from stages.common.datasets.raw import RawDataset
 from stages.common.run import UserError
-from tests.conftest import ROOT
+from tests import ROOT
 
 PYTHON = ROOT / ".venv-beam" / "bin" / "python"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 METRICS = {
     "accuracy": 0.9,
     "loss": 0.3,

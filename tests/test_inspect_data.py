@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from stages.common import inventory, params
-from tests.conftest import ROOT
+from tests import ROOT
 from tests.toy_project import ToyProject
 from tools import inspect_data
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from stages.common.run import UserError, explain, run
-from tests.conftest import ROOT
+from tests import ROOT
 
 # macOS has no device that is always full, and filling a real disk is no test.
 needs_full_device = pytest.mark.skipif(

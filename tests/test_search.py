@@ -12,10 +12,9 @@ import yaml
 
 from stages.common import params
 from stages.common.run import UserError
+from tests import ROOT
 from tests.toy_project import ToyProject
 from tools import experiment, search
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture

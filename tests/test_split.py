@@ -19,7 +19,7 @@ from stages.common.image_columns import Images, Rejected, read_inventory, with_c
 from stages.common.run import UserError
 from stages.common.splits import SPLITS_FILE
 from stages.common.splits import read as read_splits
-from tests.conftest import ROOT
+from tests import ROOT
 
 DEFAULT = split.SplitParams(
     sample=1.0,

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from stages.common.run import UserError
+from tests import ROOT
 from tools import compare
 
-ROOT = Path(__file__).parents[1]
 METRICS = {"accuracy": 0.9, "loss": 0.3, "interval": {"accuracy": {"low": 0.87, "high": 0.92}}}
 
 

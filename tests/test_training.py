@@ -1,6 +1,5 @@
 import sys
 import types
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -19,9 +18,9 @@ from stages.fine_tune import (
     unfrozen_layers,
 )
 from stages.train_head import one_view
+from tests import ROOT
 from tests.test_params import error_of
 
-ROOT = Path(__file__).parents[1]
 TRAINING = {
     "optimizer": "adamw",
     "learning_rate": 0.01,

@@ -26,7 +26,7 @@ from stages.common import (
     weights,
 )
 from stages.common.run import UserError
-from tests.conftest import ROOT
+from tests import ROOT
 from tests.test_params import error_of
 from tests.test_training import parameters
 

@@ -10,7 +10,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 TRACKED = (
     ".dvc/config",
     ".dvc/plots",

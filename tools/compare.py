@@ -14,12 +14,11 @@ from pathlib import Path
 
 import yaml
 
-from stages.common import params
+from stages.common import params, paths
 from stages.common.run import UserError, run
 from tools import revisions
 from tools.summary import HEADLINES, ends
 
-MODELS = ("head", "fine_tuned")
 STAGES = ("train_head", "fine_tune")
 MOST_CLASSES = 20  # of a confusion matrix that can be read in a comment
 
@@ -176,7 +175,7 @@ def draw(commit: str, folder: Path) -> dict[str, str]:
     if after:
         draw_curves(before, after, folder / "curves.png")
         drawn["Learning curves" if before else "Learning curves, of the work tree"] = "curves.png"
-    for model in MODELS:
+    for model in paths.CLASSIFIERS:
         path = f"plots/{model}/confusion.csv"
         if text := revisions.read_result(None, path):
             title = f"Confusion of {model.replace('_', '-')} on the test split"
@@ -202,7 +201,7 @@ def comment(revision: str, pictures: Path | None, image_base: str) -> str:
     ]
     if not revisions.same_test_images(commit):
         parts.append("**The test images differ, so that the numbers can't be compared.**")
-    for model in MODELS:
+    for model in paths.CLASSIFIERS:
         before, after = (
             json.loads(revisions.read(side, f"metrics/{model}.json")) for side in (commit, None)
         )

@@ -23,7 +23,6 @@ from tools import check_params, experiment, sweep
 from tools.search import with_values
 
 METRICS = ("accuracy", "weighted_accuracy", "balanced_accuracy", "roc_auc", "loss")
-MODELS = ("head", "fine_tuned")
 
 
 def name_of(target: str, values: dict[str, Any]) -> str:
@@ -148,7 +147,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="tools.repeat", description=__doc__.split(":")[0])
     parser.add_argument("--seeds", type=int, required=True, help="how many: 0 to one less")
-    parser.add_argument("--model", choices=MODELS, default="fine_tuned")
+    parser.add_argument("--model", choices=paths.CLASSIFIERS, default="fine_tuned")
     parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--metrics", nargs="+", metavar="NAME", help=f"default: {' '.join(METRICS)}"
