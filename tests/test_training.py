@@ -239,6 +239,28 @@ def test_what_could_not_be_saved_is_not_trained_again(tmp_path, monkeypatch, cap
     assert not list((tmp_path / ".backup").glob("toy/*"))
 
 
+def test_equal_pictures_that_are_no_squares_train_as_squares(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "valid"):
+        records = ((np.full((20, 24, 3), 9 * n, np.uint8), n % 2, f"{n}") for n in range(16))
+        shards.write_all(tmp_path / "data" / split, records, "uint8", ["no", "yes"])
+    images = keras.Input((16, 16, 3))
+    quarter_turns = augment.random_symmetry_layer([augment.IDENTITY, augment.QUARTER_TURN], 0)
+    pixels = keras.layers.Flatten()(quarter_turns(images))
+    model = keras.Model(images, keras.layers.Dense(2)(pixels))
+    saved = []
+    training.train(
+        "toy",
+        model,
+        parameters(epochs=1),
+        data=tmp_path / "data",
+        seed=0,
+        save=saved.append,
+        image_size=16,
+    )
+    assert len(saved) == 1
+
+
 def rates(steps, **changes):
     schedule = training.learning_rate(parameters(epochs=10, **changes), steps_per_epoch=10)
     return [float(schedule(step)) for step in steps]
