@@ -105,7 +105,8 @@ def main() -> None:
     backbone_model = models.load(paths.BACKBONE)
     layers = blocks.resolve(backbone_model.get_layer("backbone"), parameters.layers)
     backbone_model = models.at_layers(backbone_model, layers)
-    runtime.set_precision(backbone_model.get_layer("backbone"), settings.precision)
+    if not by_onnx:  # which computes in float32: on CPUs it has few kernels of half the bits
+        runtime.set_precision(backbone_model.get_layer("backbone"), settings.precision)
     image_size = backbone_model.get_layer("resize").height
     symmetries = parameters.augment.symmetries[: parameters.views]
     for split, views in (("train", symmetries), ("valid", [augment.IDENTITY])):

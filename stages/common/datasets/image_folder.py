@@ -189,9 +189,23 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
                 f"left out are {self._source.links} links in the archive; pack the files that they "
                 "name: tar --dereference --hard-dereference, zip without -y"
             )
-        # Split to the rows of images that are not there.
-        self.rejected: dict[str, list[InventoryRow]] = {}
         super().__init__(**kwargs)
+
+    @property
+    def rejected(self) -> dict[str, list[InventoryRow]]:
+        """Split to the rows of images that are not there."""
+        rows: dict[str, list[InventoryRow]] = {split: [] for split in self.split_names}
+        for name in sorted(filter(is_image, self._source.missing)):
+            split, class_name = self.layout.place(name)
+            row = InventoryRow(
+                id=name,
+                name=name,
+                label=class_name,
+                problem="missing_file",
+                detail=f"{self._source.path / name} is a link to a file that does not exist",
+            )
+            rows[split].append(row)
+        return rows
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -214,17 +228,6 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
         for name, encoded in self._source.files(wanted):
             yield _example(name, encoded, self.layout)
-        self.rejected[split] = [
-            InventoryRow(
-                id=name,
-                name=name,
-                label=self.layout.place(name)[1],
-                problem="missing_file",
-                detail=f"{self._source.path / name} is a link to a file that does not exist",
-            )
-            for name in self._source.missing
-            if wanted(name)
-        ]
 
     def _transform(self, split: str):
         import apache_beam as beam
