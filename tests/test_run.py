@@ -94,6 +94,16 @@ def test_other_states_of_a_disk(number, says):
     assert sentence.endswith(f"(data/raw: {os.strerror(number)})")
 
 
+def test_too_little_memory_is_said_with_the_cure():
+    import tensorflow as tf
+
+    error = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\n at …")
+    for one, said in ((error, "OOM when allocating tensor"), (MemoryError(), "out of memory")):
+        sentence = explain(one)
+        assert "lower batch_size of this stage's section" in sentence
+        assert sentence.endswith(f"({said})")
+
+
 def test_a_missing_package_is_named_with_the_command_that_installs_it():
     sentence = sentence_of(lambda: importlib.import_module("no_such_package.part"))
     assert sentence.startswith("the package 'no_such_package' is not installed in ")

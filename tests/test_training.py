@@ -337,6 +337,14 @@ def test_training_that_diverges_stops_with_the_cure_and_keeps_the_last_good_epoc
     assert not list((tmp_path / "backup").glob("epoch-*"))
 
 
+def test_training_that_diverges_does_not_wait_for_the_end_of_an_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "REPORT_SECONDS", 0)
+    model = small_model()
+    model.layers[-1].bias.assign([np.nan, np.nan])
+    with pytest.raises(UserError, match=r"diverged: the loss of epoch 1 is nan; lower.*clip_norm"):
+        fit(model, tmp_path)
+
+
 def test_label_smoothing_raises_the_loss_of_a_sure_and_right_model():
     sure = np.array([[10.0, -10.0]], "float32")
     label = np.array([[1.0, 0.0]], "float32")

@@ -45,6 +45,14 @@ def explain(error: BaseException) -> str | None:
             if by_number or os.strerror(number).lower() in str(error).lower():
                 where = getattr(error, "filename", None)
                 return f"{advice} ({f'{where}: ' if where else ''}{os.strerror(number)})"
+    if isinstance(error, MemoryError) or (
+        from_tensorflow and type(error).__name__ == "ResourceExhaustedError"
+    ):
+        said = (str(error).strip().splitlines() or ["out of memory"])[0]
+        return (
+            "there is not enough memory, of the GPU where there is one: lower batch_size of this "
+            f"stage's section in params.yaml, or backbone.image_size ({said})"
+        )
     return None
 
 

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from stages.common import device_shares, models, params, paths, shards, tables
 from stages.common.run import UserError, progress
 
+REPORT_SECONDS = 10  # between two signs of life within an epoch, which may take an hour
 LONGEST_WARM_UP = 0.1  # part of seconds_budget, since an epoch may take longer than all of it
 
 
@@ -615,6 +616,18 @@ class _Budget:
         return [BudgetCallback()]
 
 
+def check_finite(epoch: int, loss: float, validation_loss: float | None = None) -> None:
+    """UserError where a loss is no finite number; None: there is none yet."""
+    if not math.isfinite(loss + (validation_loss or 0.0)):
+        validated = (
+            "" if validation_loss is None else f", on the validation split {validation_loss}"
+        )
+        raise UserError(
+            f"training diverged: the loss of epoch {epoch} is {loss}{validated}; lower the "
+            "stage's learning_rate, or set its clip_norm"
+        )
+
+
 class _History:
     """The rows of the learning curve, kept in a CSV file while training goes on."""
 
@@ -643,9 +656,9 @@ class _History:
                 self.started = self.reported = time.perf_counter()
 
             def on_train_batch_end(self, batch, logs=None):
-                # An epoch may take an hour: say every ten seconds that it is alive.
-                if (now := time.perf_counter()) - self.reported > 10:
+                if (now := time.perf_counter()) - self.reported > REPORT_SECONDS:
                     self.reported = now
+                    check_finite(self.epoch, logs["loss"])
                     steps = self.params["steps"]
                     rate = (batch + 1) / steps * images_per_epoch / (now - self.started)
                     print(
@@ -658,12 +671,7 @@ class _History:
                 self.trained = time.perf_counter()
 
             def on_epoch_end(self, epoch, logs=None):
-                if not math.isfinite(logs["loss"] + logs["val_loss"]):
-                    raise UserError(
-                        f"training diverged: the loss of epoch {epoch + 1} is {logs['loss']}, on "
-                        f"the validation split {logs['val_loss']}; lower the stage's "
-                        "learning_rate, or set its clip_norm"
-                    )
+                check_finite(epoch + 1, logs["loss"], logs["val_loss"])
                 rate = float(self.model.optimizer.learning_rate.numpy())
                 history.add({"epoch": epoch + 1, "learning_rate": rate, **logs})
                 seconds = self.trained - self.started
