@@ -34,7 +34,7 @@ METRICS = paths.METRICS / "data.json"
 PLOTS = paths.PLOTS / "data"
 SAMPLES_PER_CLASS = 6
 MOST_CLASSES_SHOWN = 10
-MOST_GROUPS_SHOWN = 8
+MOST_GROUPS_SHOWN = 5
 MOST_OF_A_GROUP_SHOWN = 6
 MOST_CONFLICTS_PRINTED = 10
 MOST_CLASSES_PRINTED = 10
@@ -518,7 +518,7 @@ def draw_plots(
         PLOTS / "samples.png",
         [(pictures[image_id], label) for image_id, label in samples.items()],
         columns=SAMPLES_PER_CLASS,
-        title="Training images and their labels",
+        title=f"Training images and their labels, up to {SAMPLES_PER_CLASS} of a class",
     )
     data_plots.duplicates(
         PLOTS / "duplicates.png",

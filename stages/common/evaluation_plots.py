@@ -28,8 +28,12 @@ ALL_CLASSES = "all classes"
 GRID_SIDE = 5
 MOST_PAIRS = 6
 PAIR_EXAMPLES = 6
-EXPLAINED_OF_A_KIND = 8
-EXPLAINED_IN_A_ROW = 4
+EXPLAINED_OF_A_KIND = 6
+EXPLAINED_IN_A_ROW = 3
+MODEL_TITLES = {
+    "head": "The new head on the frozen network",
+    "fine_tuned": "The fine-tuned network",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class Results(Predictions):
         row = self.probabilities[index]
         number = int(np.argsort(-row, kind="stable")[place])
         return f"{plots.shorten(self.class_names[number], 16)} {100 * row[number]:.1f} %"
+
+    def marked_guess(self, index: int) -> str:
+        """The guess behind a sign of right or wrong, which can be told apart without colours."""
+        return f"{'✓' if self.right[index] else '✗'} {self.guess(index)}"
 
     def color(self, index: int) -> str:
         """Blue where the model is right, orange where it is wrong."""
@@ -297,6 +305,11 @@ def read_pictures(
     return pictures
 
 
+def titled(path: Path, title: str) -> str:
+    """A title under the name of the model, after which the folder is called."""
+    return f"{MODEL_TITLES.get(path.parent.name, path.parent.name)}\n{title}"
+
+
 def draw_predictions(path: Path, results: Results, indices, pictures) -> None:
     """The first test images, which are stored in random order."""
     right = int(results.right.sum())
@@ -305,14 +318,17 @@ def draw_predictions(path: Path, results: Results, indices, pictures) -> None:
         [
             (
                 pictures[index],
-                f"{results.actual_name(index)} /\n{results.guess(index)}",
+                f"actual: {results.actual_name(index)}\n{results.marked_guess(index)}",
                 results.color(index),
             )
             for index in indices
         ],
         columns=GRID_SIDE,
-        title=f"{len(indices)} test images: actual / predicted class\n"
-        f"blue: right ({right} of all {len(results.ids)}), orange: wrong",
+        title=titled(
+            path,
+            f"{len(indices)} test images; right on {right} of all {len(results.ids)}\n"
+            "✓ right, ✗ wrong: the predicted class and its probability",
+        ),
     )
 
 
@@ -327,14 +343,17 @@ def draw_mistakes(path: Path, results: Results, indices, pictures) -> None:
         [
             (
                 pictures[index],
-                f"{results.actual_name(index)} /\n{results.guess(index)}",
+                f"actual: {results.actual_name(index)}\n{results.marked_guess(index)}",
                 plots.ORANGE,
             )
             for index in indices
         ],
         columns=GRID_SIDE,
-        title=f"The {len(indices)} most confident of {mistakes} mistakes "
-        f"on {len(results.ids)} test images\nactual / predicted class and its probability",
+        title=titled(
+            path,
+            f"The {len(indices)} most confident of {mistakes} mistakes on {len(results.ids)} test "
+            "images\n✗ the predicted class and its probability",
+        ),
     )
 
 
@@ -345,15 +364,18 @@ def draw_uncertain(path: Path, results: Results, indices, pictures) -> None:
         [
             (
                 pictures[index],
-                f"{results.actual_name(index)} /\n"
-                f"{results.guess(index, 0)}\n{results.guess(index, 1)}",
+                f"actual: {results.actual_name(index)}\n"
+                f"{results.marked_guess(index)}\nthen {results.guess(index, 1)}",
                 results.color(index),
             )
             for index in indices
         ],
         columns=GRID_SIDE,
-        title=f"The {len(indices)} least certain of {len(results.ids)} test images\n"
-        "actual class / first and second guess; blue: right, orange: wrong",
+        title=titled(
+            path,
+            f"The {len(indices)} least certain of {len(results.ids)} test images\n"
+            "first guess (✓ right, ✗ wrong), then the second, with their probabilities",
+        ),
     )
 
 
@@ -367,7 +389,7 @@ def draw_confused_pairs(path: Path, results: Results, pairs, pictures) -> None:
         (
             f"{plots.shorten(names[pair.actual], 30)} taken for "
             f"{plots.shorten(names[pair.predicted], 30)}: "
-            f"{pair.images} of {pair.of} ({100 * pair.images / pair.of:.1f} %)",
+            f"{pair.images} of {pair.of} test images ({100 * pair.images / pair.of:.1f} %)",
             [(pictures[index], results.guess(index)) for index in pair.examples],
         )
         for pair in pairs
@@ -376,8 +398,11 @@ def draw_confused_pairs(path: Path, results: Results, pairs, pictures) -> None:
         path,
         sections,
         columns=PAIR_EXAMPLES,
-        title="The classes most often taken for another, with examples drawn at random\n"
-        "under the headings: predicted class and its probability",
+        title=titled(
+            path,
+            "The commonest confusions, with examples drawn at random\n"
+            "above each picture: the predicted class and its probability",
+        ),
     )
 
 
@@ -388,25 +413,34 @@ def draw_explanations(path: Path, results: Results, overlays, pictures) -> None:
     sample = gallery.sample_order(results.ids, results.labels)
     right = [index for index in sample if index in overlays and results.right[index]]
     sections = []
-    for heading, indices in (("Wrong: the most confident mistakes", wrong), ("Right", right)):
+    for heading, indices in (
+        ("Wrong: the most confident mistakes of each class in turn", wrong),
+        ("Right: drawn at random, each class in turn", right),
+    ):
         tiles = []
         for index in indices[:EXPLAINED_OF_A_KIND]:
             color = results.color(index)
             actual, guess = results.actual_name(index), results.guess(index)
             tiles.append((pictures[index], f"actual class:\n{actual}", color))
-            tiles.append((overlays[index], f"predicted:\n{guess}", color))
+            # A map without heat leaves the picture grey, which is a finding and no fault.
+            hot = np.ptp(overlays[index], axis=2).any()
+            tiles.append(
+                (overlays[index], f"predicted{'' if hot else ' (no heat)'}:\n{guess}", color)
+            )
         if tiles:
             sections.append((heading, tiles))
     plots.image_sections(
         path,
         sections,
         columns=2 * EXPLAINED_IN_A_ROW,
-        title="What spoke for the predicted class (Grad-CAM): each picture beside its heat map",
+        title=titled(
+            path, "What spoke for the predicted class (Grad-CAM): each picture beside its heat map"
+        ),
         color_bar=(
             explain.overlay_colors(),
-            "evidence for the predicted class",
+            "evidence for the predicted class, each picture on its own scale",
             "none: the picture in grey",
-            "most",
+            "most in this picture",
         ),
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.common.plots import BLUE, GREEN, ORANGE, shorten
+from stages.common.plots import BLUE, ORANGE, SPLIT_COLORS, shorten
 from stages.common.report import wording
 from stages.common.report.evidence import Model
 from stages.common.report.wording import NAMES, decimal, number, percent
@@ -20,8 +20,6 @@ MOST_FULL_CELLS = 5  # classes of a confusion matrix up to which a cell has room
 MOST_SHORT_CELLS = 12  # and for the share alone, without a unit
 MOST_LEVEL_CHARACTERS = 28  # in all names below a confusion matrix, beside each other on a phone
 MOST_TABLE_ROWS = 200
-REDDISH_PURPLE, GREY = "#cc79a7", "#808080"  # the first one from Okabe and Ito's palette
-SPLIT_COLORS = {"train": GREEN, "valid": REDDISH_PURPLE, "test": GREY}
 
 
 @dataclass(frozen=True)
