@@ -151,6 +151,16 @@ def test_comparison_table_has_intervals_and_outcome_of_every_metric(found):
     assert "Top-5 accuracy" in rows
 
 
+def test_calibration_of_averaged_views_has_no_numbers_before_the_temperature(found):
+    before = {name: model.metrics for name, model in found.models.items()}
+    after = {name: dict(metrics) for name, metrics in before.items()}
+    del after["fine_tuned"]["uncalibrated"]
+    head, fine_tuned = views.calibration_table(after).rows
+    assert "–" not in head
+    assert fine_tuned[2::2] == ["–", "–", "–"]
+    assert fine_tuned[3::2] == views.calibration_table(before).rows[1][3::2]
+
+
 def test_rejected_images_are_counted_by_reason_with_first_names(found):
     rows = views.rejected_table(found).rows
     assert [row[2] for row in rows] == ["7", "2"]

@@ -100,7 +100,7 @@ def test_too_little_memory_is_said_with_the_cure():
     error = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\n at …")
     for one, said in ((error, "OOM when allocating tensor"), (MemoryError(), "out of memory")):
         sentence = explain(one)
-        assert "lower batch_size of this stage's section" in sentence
+        assert "lower this stage's batch_size" in sentence
         assert sentence.endswith(f"({said})")
 
 

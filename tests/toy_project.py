@@ -22,6 +22,7 @@ TRACKED = (
     "tools",
     "presets",
     "models/own",
+    "data/own/README.md",
 )
 OVERRIDES = {
     "dataset": {"name": "image_folder"},
@@ -55,7 +56,7 @@ class ToyProject:
         self.set_params(OVERRIDES)
         draw_images(folder / "data" / "own")
         (folder / ".gitignore").write_text(
-            "/.backup/\n/data/downloads/\n/data/own/*\n__pycache__/\n"
+            "/.backup/\n/data/downloads/\n/data/own/*\n!/data/own/README.md\n__pycache__/\n"
         )
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
         self.commit("toy")

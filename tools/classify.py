@@ -138,6 +138,8 @@ def main() -> None:
         f"{bad} of {len(options.images)} files are no images; they are named above"
     )
     if not squares:
+        if options.json:
+            print("[]")
         raise some_are_none
     start_tensorflow()
     model = imagenet_classifier(options.backbone)

@@ -76,14 +76,19 @@ def flat(metrics: dict, prefix: str = "") -> dict[str, float]:
 
 
 def check_names(model: str, names: list[str] | None, path: Path | None) -> None:
-    """Finds what would be refused after the work: by the metrics of the last run, if there are any.
+    """Says before the work what may be refused after it: a name that the last run's metrics lack.
+
+    Other params may bring it.
 
     Raises:
-        UserError: no metric has one of the names, or the file has other columns than these.
+        UserError: the file has other columns than these.
     """
     last = paths.METRICS / f"{model}.json"
     if last.exists():
-        chosen(flat(json.loads(last.read_text(encoding="utf-8"))), names)
+        try:
+            chosen(flat(json.loads(last.read_text(encoding="utf-8"))), names)
+        except UserError as error:
+            print(f"warning: in the last run, {last}, {error}", flush=True)
     if path and names:
         check_columns(path, ["model", "change", "seed", *names])
 

@@ -310,10 +310,10 @@ def main() -> None:
         raise UserError("Optuna is not installed; `make extra NAME=search` installs it") from None
     name = options.space.stem
     searched = {key: value for key, value in params.read().items() if key in KNOWN_SECTIONS}
-    data = sweep.state_of(sweep.untracked_data({}))
-    described = json.dumps(
-        [params.read(options.space), searched, data], sort_keys=True, default=str
-    )
+    known_by = [params.read(options.space), searched]
+    if data := sweep.state_of(sweep.untracked_data({})):
+        known_by.append(data)
+    described = json.dumps(known_by, sort_keys=True, default=str)
     study = open_study(name, params.load_seed(), described)
     if not study.trials and (present := present_values(space)):
         study.enqueue_trial(present)  # what there is now is what the others are compared with

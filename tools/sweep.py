@@ -34,6 +34,7 @@ DROPPED = "|".join(
         r"(data|models|plots|reports)/|metrics/\w+\.json$",
     )
 )
+MOST_COPIES = 1000  # named on one command line
 WORKERS = Path(".dvc/tmp/exps/celery")  # where DVC notes the processes of its workers
 WAITING = ("Queued", "Running")
 ENDED = ("Success", "Failed")
@@ -130,21 +131,35 @@ def untracked_data(values: Mapping[str, Sequence[str]]) -> list[str]:
         for section, key in (("dataset", "path"), ("backbone", "own_weights"))
         for path in values.get(f"{section}.{key}", [content[section][key]])
     ]
-    command = ["git", "status", "--porcelain", "--ignored", "--untracked-files=all", "--"]
-    return [
-        path
+    # The topmost names of what Git does not hold: DVC copies no folder onto one that is there.
+    command = ["git", "ls-files", "--others", "--directory", "--no-empty-directory", "-z", "--"]
+    found = [
+        name.rstrip("/")
         for path in paths
-        if subprocess.run([*command, path], capture_output=True, text=True).stdout.strip()
+        for name in subprocess.run([*command, path], capture_output=True, text=True).stdout.split(
+            "\0"
+        )
+        if name
     ]
+    if len(found) > MOST_COPIES:
+        raise UserError(
+            f"{', '.join(paths)}: expected at most {MOST_COPIES} files and folders that Git does "
+            f"not hold, each of which an experiment has to copy, received {len(found)}; put the "
+            "files into folders"
+        )
+    return found
 
 
 def state_of(paths: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Name, bytes and time of change of every file in folders, and of files: what an edit moves."""
+    """Name, bytes and time of change of every file in folders, and of files: what an edit moves.
+
+    Hidden ones, which systems leave behind, are left out.
+    """
     files = {
         file
         for path in paths
         for file in (Path(path).rglob("*") if Path(path).is_dir() else [Path(path)])
-        if file.is_file()
+        if file.is_file() and not file.name.startswith(".")
     }
     stats = [(file.as_posix(), file.stat()) for file in sorted(files)]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

@@ -41,16 +41,12 @@ def build(
         batch_norm: whether 'dense' normalises its hidden layers.
 
     Returns:
-        A keras.Model (batch, channels), or (batch, rows, columns, channels) of maps of any size,
-        to (batch, classes), float32.
+        A keras.Model (batch, *feature_shape) to (batch, classes), float32.
     """
     import keras
     from keras import layers
 
-    shape = tuple(feature_shape)
-    if len(shape) == 3:
-        shape = (None, None, shape[-1])  # of fine_tune.image_sizes maps are smaller
-    features = keras.Input(shape, name="features")
+    features = keras.Input(tuple(feature_shape), name="features")
     x = features
     if len(feature_shape) == 3 and kind not in MAP_HEADS:
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)

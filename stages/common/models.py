@@ -244,8 +244,8 @@ def training_model(
     network = backbone if update_statistics else folding.folded(backbone, is_trained=True)
     image_size = model.get_layer("resize").height
     if image_sizes is not None:
-        behind = [*pool, head] if len(head.input_shape) == 4 else []
-        at_any_size = _at_any_size(network, behind, {pixels for _, pixels in image_sizes})
+        network_at_any_size, head_at_any_size = _of_any_size(network), _of_any_size(head)
+        _try_sizes([network_at_any_size, *pool, head_at_any_size], image_sizes, image_size)
         # No part of the model either: it follows from the epoch and needs no backup.
         side = keras.Variable(image_size, trainable=False, dtype="int32")
 
@@ -323,13 +323,15 @@ def training_model(
             images = ops.cast(images, "float32")
             if training and image_sizes is not None:
                 resized = geometry.antialiased(images, side.value)
-                features = at_any_size(resized, training=update_statistics)
+                features = network_at_any_size(resized, training=update_statistics)
+                classify = head_at_any_size
             else:
                 resized = self.resize(images)
                 features = network(resized, training=training and update_statistics)
+                classify = self.head
             for layer in self.pool:
                 features = layer(features)
-            return self.head(features, training=training)
+            return classify(features, training=training)
 
     for layer in (augmentation, mixture):
         if layer is not None:
@@ -339,33 +341,47 @@ def training_model(
     return trained
 
 
-def _at_any_size(network, behind: Sequence, sides: set[int]):
-    """A network of one image size behind an input of any; layers and weights shared.
+def _of_any_size(model):
+    """A model of feature maps or images of one size behind an input of any; layers shared.
 
-    Raises:
-        UserError: it, or one of the layers `behind` it, does not take images of one of the sides.
+    One of pooled features is given back as it is.
     """
     import keras
+
+    *sides, channels = model.input_shape[1:]
+    if not sides:
+        return model
+    any_input = keras.Input((*(None for _ in sides), channels))
+    return keras.models.clone_model(
+        model, input_tensors=any_input, clone_function=lambda layer: layer
+    )
+
+
+def _try_sizes(models, image_sizes: Sequence[tuple[int, int]], image_size: int) -> None:
+    """Gives one black image of every size to models that stand one behind the other.
+
+    Args:
+        models: the first takes images.
+        image_sizes: (epoch, pixels).
+        image_size: of the classifier, for the message.
+
+    Raises:
+        UserError: one of them does not take one of the sizes.
+    """
     import tensorflow as tf
 
-    channels = network.input_shape[-1]
+    sides = sorted({pixels for _, pixels in image_sizes})
     try:
-        free = keras.models.clone_model(
-            network,
-            input_tensors=keras.Input((None, None, channels)),
-            clone_function=lambda layer: layer,
-        )
         for side in sides:
-            features = free(tf.zeros((1, side, side, channels)), training=False)
-            for layer in behind:
-                features = layer(features, training=False)
+            features = tf.zeros((1, side, side, models[0].input_shape[-1]))
+            for model in models:
+                features = model(features, training=False)
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise UserError(
-            f"params.yaml, fine_tune.image_sizes: this network, of {network.input_shape[1]} "
-            f"pixels, or its head does not take one of {sorted(sides)}; choose larger ones, or null"
-            f" ({str(error).strip().splitlines()[0]})"
+            f"params.yaml, fine_tune.image_sizes: this network, of {image_size} pixels, or its "
+            f"head does not take one of {sides}; choose larger ones, or null "
+            f"({str(error).strip().splitlines()[0]})"
         ) from None
-    return free
 
 
 def _mixed(mixture, images, labels, image_weights):

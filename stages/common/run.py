@@ -19,6 +19,8 @@ _SYSTEM_ERRORS = {
     errno.EDQUOT: "the disk quota is used up; free some space (`dvc gc --workspace` drops results)",
     errno.EROFS: "the file system is read-only; run in a folder that can be written to",
     errno.EACCES: "permission denied; give the user who runs the pipeline access to it",
+    errno.EMFILE: "too many files are open at once; raise the limit (`ulimit -n 65536`)",
+    errno.ENFILE: "too many files are open on this machine; end other programs",
     errno.EPERM: "operation not permitted; give the user who runs the pipeline access to it",
 }
 
@@ -50,8 +52,8 @@ def explain(error: BaseException) -> str | None:
     ):
         said = (str(error).strip().splitlines() or ["out of memory"])[0]
         return (
-            "there is not enough memory, of the GPU where there is one: lower batch_size of this "
-            f"stage's section in params.yaml, or backbone.image_size ({said})"
+            "there is not enough memory, of the GPU where there is one: lower this stage's "
+            f"batch_size in params.yaml, where it has one, or backbone.image_size ({said})"
         )
     return None
 
