@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from stages.common import backbones, heads, models
-from tests import ROOT
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from PIL import Image
 
 from stages.common import backbones
 from stages.common.run import UserError
-from tests import ROOT
 from tools import classify
+
+ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments, cwd) -> subprocess.CompletedProcess:

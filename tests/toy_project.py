@@ -10,8 +10,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from tests import ROOT
-
+ROOT = Path(__file__).parents[1]
 TRACKED = (
     ".dvc/config",
     ".dvc/plots",
@@ -22,7 +21,6 @@ TRACKED = (
     "tools",
     "presets",
     "models/own",
-    "data/own/README.md",
 )
 OVERRIDES = {
     "dataset": {"name": "image_folder"},
@@ -56,7 +54,7 @@ class ToyProject:
         self.set_params(OVERRIDES)
         draw_images(folder / "data" / "own")
         (folder / ".gitignore").write_text(
-            "/.backup/\n/data/downloads/\n/data/own/*\n!/data/own/README.md\n__pycache__/\n"
+            "/.backup/\n/data/downloads/\n/data/own/*\n__pycache__/\n"
         )
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
         self.commit("toy")

@@ -46,7 +46,10 @@ def build(
     import keras
     from keras import layers
 
-    features = keras.Input(tuple(feature_shape), name="features")
+    shape = tuple(feature_shape)
+    if kind == "residual":
+        shape = (None, None, shape[-1])  # of fine_tune.image_sizes maps are smaller
+    features = keras.Input(shape, name="features")
     x = features
     if len(feature_shape) == 3 and kind not in MAP_HEADS:
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)
