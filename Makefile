@@ -24,7 +24,8 @@ COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 
 # A file's tests stay together, since they share what was costly to make; in the order of names, since
 # by default files of few tests, which are the longest, come last.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-# Stages are `python -m …`: this environment's python must be the first.
+# Stages are `python -m …`: this environment's python must be the first. Recipes name theirs: make 3.81,
+# which macOS has, looks for commands on the path that it was started with.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -58,44 +59,44 @@ $(DEMO)/installed $(BEAM)/installed: $(VENV)-%/installed: requirements-%.txt
 	touch $@
 
 repro: setup ## run the pipeline, then show the test metrics (GPU=1: on a GPU)
-	python -m tools.check_params
-	dvc repro
-	python -m tools.summary
+	$(BIN)/python -m tools.check_params
+	$(BIN)/dvc repro
+	$(BIN)/python -m tools.summary
 
 data: setup ## fetch and split only, then say what is in the data and what to do about it
-	python -m tools.check_params
-	python -m tools.inspect_data
+	$(BIN)/python -m tools.check_params
+	$(BIN)/python -m tools.inspect_data
 
 fetch-on-beam: setup $(BEAM)/installed ## run fetch by the runner of Apache Beam that params.yaml names
-	python -m tools.check_params
+	$(BIN)/python -m tools.check_params
 	@# DVC is that of .venv; the stage's `python` is the first one, which has Beam.
 	PATH="$(CURDIR)/$(BEAM)/bin:$$PATH" $(BIN)/dvc repro --single-item fetch
 
 test: setup ## run the tests
-	python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL)
 
 demo: $(DEMO)/installed ## classify pictures on a local web page (OPTIONS='--model … --port …')
 	$(DEMO)/bin/python -m tools.demo $(OPTIONS)
 
 test-all: $(EXTRAS:%=$(VENV)/extra-%) $(DEMO)/installed $(BEAM)/installed ## run what `make test` leaves out: slow, or of an extra
-	python -m pytest $(PARALLEL) -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 benchmark: setup ## compare speeds with what one would run instead, after a `make repro`
-	python -m tools.benchmark
+	$(BIN)/python -m tools.benchmark
 
 lint: setup ## check style and format
-	ruff check .
-	ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 format: setup ## mend style and format
-	ruff check --fix .
-	ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 backbones: setup ## list the networks there are: make backbones NAME=resnet
-	python -m tools.backbones $(NAME)
+	$(BIN)/python -m tools.backbones $(NAME)
 
 preset: setup ## write presets/NAME.yaml into params.yaml: make preset NAME=cifar10
-	python -m tools.preset $(NAME)
+	$(BIN)/python -m tools.preset $(NAME)
 
 lock: ## resolve requirements*.in anew
 	$(PYTHON) -m venv $(VENV)-lock
@@ -107,7 +108,7 @@ lock: ## resolve requirements*.in anew
 	@# All extras fit into one environment: they are resolved together, then parted.
 	$(COMPILE) $(EXTRAS:%=requirements-%.in) -o $(VENV)-lock/extras.txt
 	$(foreach extra,$(EXTRAS),$(COMPILE) -c $(VENV)-lock/extras.txt requirements-$(extra).in \
-		-o requirements-$(extra).txt;)
+		-o requirements-$(extra).txt &&) true
 
 clean: ## remove .venv and its kin; data, models and the cache stay
 	rm -rf $(VENV) $(VENV)-lock $(DEMO) $(BEAM)

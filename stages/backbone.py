@@ -40,6 +40,13 @@ class BackboneParams:
                 f"name: expected one of the {len(BACKBONES)} that `python -m tools.backbones` "
                 f"lists, received {self.name!r}{params.nearest(self.name, BACKBONES)}"
             )
+        folder, own_folder = Path(self.name).resolve(), Path(self.own_weights).resolve()
+        if not in_table and folder.is_dir() and own_folder not in folder.parents:
+            raise ValueError(
+                f"name: expected a preset of KerasHub, or a folder in {self.own_weights} "
+                f"(backbone.own_weights), where DVC notices its changes, received {self.name!r}; "
+                "move it there"
+            )
         if self.weights is None or self.weights.endswith(own_weights.SUFFIXES):
             return self
         allowed = [*filter(None, BACKBONES[self.name].weights)] if in_table else ["preset"]

@@ -11,7 +11,6 @@ from stages.common import bootstrap, evaluation, params, paths, predictions, tab
 from stages.common.run import UserError, progress, run
 
 COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "loss", "brier_score", "roc_auc")
-MODELS = ("head", "fine_tuned")
 
 
 def aligned(
@@ -111,7 +110,9 @@ def mcnemar(head_right: np.ndarray, fine_tuned_right: np.ndarray) -> dict[str, f
 def main() -> None:
     """Reads both tables of predictions and writes the comparison."""
     parameters = params.load("evaluate", evaluation.EvaluateParams)
-    head, fine_tuned = (predictions.read(paths.PREDICTIONS / f"{name}.csv") for name in MODELS)
+    head, fine_tuned = (
+        predictions.read(paths.PREDICTIONS / f"{name}.csv") for name in paths.CLASSIFIERS
+    )
     fine_tuned = aligned(head, fine_tuned)
     rows = evaluation.in_order(evaluation.test_rows(), head.ids)
     resamples = parameters.bootstrap_samples

@@ -33,14 +33,12 @@ from stages.common import (
 from stages.common.evaluation import EvaluateParams
 from stages.common.run import UserError, progress, run, start_tensorflow
 
-MODELS = {"head": paths.HEAD, "fine_tuned": paths.FINE_TUNED}
-
 
 def measure(
     table: predictions.Predictions,
     rows: Sequence[splits.SplitRow],
     columns: Sequence[str],
-    temperature: float,
+    temperature: float | None,
     resamples: int,
     image_weights: np.ndarray | None = None,
 ) -> dict:
@@ -50,7 +48,7 @@ def measure(
         table: the predictions, as read from their file.
         rows: of data/splits.csv, in the order of the table.
         columns: by whose values to give the metrics too.
-        temperature: of the model.
+        temperature: see metrics.numbers.
         resamples: for the intervals.
         image_weights: (images,), 0 or more, for weighted_accuracy; None: do without it.
 
@@ -124,8 +122,10 @@ def averaged(model, symmetries: Sequence[augment.Symmetry]):
 def main() -> None:
     """Predicts the test split and writes what was found."""
     name = sys.argv[1] if len(sys.argv) == 2 else ""
-    if name not in MODELS:
-        raise UserError(f"expected one model of {', '.join(MODELS)}, received {sys.argv[1:]}")
+    if name not in paths.CLASSIFIERS:
+        raise UserError(
+            f"expected one model of {', '.join(paths.CLASSIFIERS)}, received {sys.argv[1:]}"
+        )
     parameters = params.load("evaluate", EvaluateParams)
     rows = evaluation.test_rows()
     columns = evaluation.slice_columns(rows, parameters.slice_columns)
@@ -135,11 +135,12 @@ def main() -> None:
 
     folder = paths.IMAGES / "test"
     index = shards.read_index(folder)
-    model = models.load(MODELS[name])
+    model = models.load(paths.CLASSIFIERS[name])
     image_size = model.get_layer("resize").height
     batches = shards.batches(folder, parameters.batch_size, image_size=image_size)
+    symmetries = parameters.test_time_augment.symmetries
     probabilities, labels, ids = training.predict(
-        averaged(models.on_device(model), parameters.test_time_augment.symmetries),
+        averaged(models.on_device(model), symmetries),
         batches,
         index.count,
         f"evaluate {name}",
@@ -150,6 +151,7 @@ def main() -> None:
     # What follows sees the digits that are written, so that anybody can compute it again.
     table = predictions.read(predictions_file)
     temperature = round(models.temperature_of(model), tables.DECIMALS)
+    to_take_back = temperature if len(symmetries) == 1 else None
     evaluation_plots.write_all(
         paths.PLOTS / name,
         paths.GALLERY / name,
@@ -158,7 +160,7 @@ def main() -> None:
         image_size=image_size,
         labels=table.labels,
         probabilities=table.probabilities,
-        uncalibrated=metrics.uncalibrated(table.probabilities, temperature),
+        temperature=to_take_back,
         ids=ids,
         names=[row.columns.get("name", row.id) for row in rows],
         class_names=index.class_names,
@@ -168,11 +170,14 @@ def main() -> None:
         table,
         rows,
         columns,
-        temperature,
+        to_take_back,
         parameters.bootstrap_samples,
         evaluation.image_weights(rows, parameters.weight_column),
     )
-    tables.write_metrics(paths.METRICS / f"{name}.json", {**found, **model_cost.model_cost(model)})
+    tables.write_metrics(
+        paths.METRICS / f"{name}.json",
+        {**found, "temperature": temperature, **model_cost.model_cost(model)},
+    )
 
 
 if __name__ == "__main__":

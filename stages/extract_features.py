@@ -55,27 +55,21 @@ class ExtractFeaturesParams:
 
 def feature_function(backbone_model, features: str, symmetries):
     """A compiled function from images (batch, height, width, 3) to (batch, views, …) float16."""
+    import keras
     import tensorflow as tf
 
     resize = geometry.on_device(backbone_model.get_layer("resize"))
-    network = folding.folded(backbone_model.get_layer("backbone"))
-    several = isinstance(network.output, list)
-    join = models.joining(network.output) if several and features == "map" else None
+    folded = folding.folded(backbone_model.get_layer("backbone"))
+    network = keras.Model(folded.input, models.as_features(folded.output, features))
 
     @tf.function(reduce_retracing=True)
     def extract(images):
         views = []
         for symmetry in symmetries:
             resized = resize(tf.cast(augment.apply(images, symmetry), tf.float32))
-            maps = network(resized, training=False)
-            if features == "pooled":
-                every = maps if isinstance(maps, list) else [maps]
-                every = [tf.cast(one, tf.float32) for one in every]
-                maps = tf.concat([tf.reduce_mean(one, axis=(1, 2)) for one in every], axis=-1)
-            elif join is not None:
-                maps = join(maps)
+            received = network(resized, training=False)
             # Half the bytes; the eleven bits that are left are far finer than the features' noise.
-            views.append(tf.cast(maps, tf.float16))
+            views.append(tf.cast(received, tf.float16))
         return tf.stack(views, axis=1)
 
     return lambda images: extract(images).numpy()
@@ -111,7 +105,8 @@ def main() -> None:
     backbone_model = models.load(paths.BACKBONE)
     layers = blocks.resolve(backbone_model.get_layer("backbone"), parameters.layers)
     backbone_model = models.at_layers(backbone_model, layers)
-    runtime.set_precision(backbone_model.get_layer("backbone"), settings.precision)
+    if not by_onnx:  # which computes in float32: on CPUs it has few kernels of half the bits
+        runtime.set_precision(backbone_model.get_layer("backbone"), settings.precision)
     image_size = backbone_model.get_layer("resize").height
     symmetries = parameters.augment.symmetries[: parameters.views]
     for split, views in (("train", symmetries), ("valid", [augment.IDENTITY])):

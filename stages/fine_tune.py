@@ -79,6 +79,11 @@ class FineTuneParams(weights.WeightParams, training.TrainingParams):
                 "batch_norm_statistics: expected frozen, since batch_norm_trainable is false, "
                 "received 'updated'; BatchNorm layers whose γ and β are frozen keep all they have"
             )
+        if self.batch_norm_statistics == "updated" and self.gradual_unfreezing:
+            raise ValueError(
+                "batch_norm_statistics: expected frozen with gradual_unfreezing, received "
+                "'updated', which would move the statistics of layers whose turn has not come"
+            )
         return self
 
 
@@ -102,8 +107,8 @@ def unfreeze(model, choice: int | str, batch_norm_trainable: bool) -> None:
     import keras
 
     layers = list(models.leaf_layers(model.get_layer("backbone")))
-    names = [layer.name for layer in layers]
-    unfrozen = unfrozen_layers(choice, names, blocks.blocks(model.get_layer("backbone")))
+    names, of_block = leaves_and_blocks(model.get_layer("backbone"))
+    unfrozen = unfrozen_layers(choice, names, of_block)
     # A frozen parent would freeze all inside it.
     model.trainable = True
     for layer in models.leaf_layers(model.get_layer("head")):
@@ -111,6 +116,26 @@ def unfreeze(model, choice: int | str, batch_norm_trainable: bool) -> None:
     for layer in layers:
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
         layer.trainable = layer.name in unfrozen and (batch_norm_trainable or not is_norm)
+
+
+def leaves_and_blocks(backbone) -> tuple[list[str], dict[str, list[str]]]:
+    """The names of all layers in the order of depth, and those of each block.
+
+    Layers of models inside, as ConvNeXt's downsampling is one, stand for these: they can be trained
+    one by one.
+    """
+    import keras
+
+    def leaves(name: str) -> list[str]:
+        layer = backbone.get_layer(name)
+        inside = isinstance(layer, keras.Model)
+        return [leaf.name for leaf in models.leaf_layers(layer)] if inside else [name]
+
+    of_block = {
+        block: [leaf for name in names for leaf in leaves(name)]
+        for block, names in blocks.blocks(backbone).items()
+    }
+    return [layer.name for layer in models.leaf_layers(backbone)], of_block
 
 
 def unfrozen_layers(
@@ -185,13 +210,15 @@ def rate_factors_by_epoch(
     steps = parameters.gradual_unfreezing
     if steps is None:
         return None if set(constant) == {1.0} else lambda _epoch: constant
-    names, of_block = [layer.name for layer in backbone.layers], blocks.blocks(backbone)
+    names, of_block = leaves_and_blocks(backbone)
     reached = [
         (epoch, unfrozen_layers(choice, names, of_block, "gradual_unfreezing"))
         for epoch, choice in steps
     ]
     layer_of = {
-        id(variable): layer.name for layer in backbone.layers for variable in layer.variables
+        id(variable): layer.name
+        for layer in models.leaf_layers(backbone)
+        for variable in layer.variables
     }
 
     def of_epoch(epoch: int) -> list[float]:
@@ -221,6 +248,23 @@ def _matching(pattern: str, names: list[str], key: str) -> set[str]:
     return found
 
 
+def training_side(
+    shape: Sequence[int] | None, network_side: int, shrunk_to: int | None, crop_area: float
+) -> int:
+    """The side in pixels of the squares that training images come as: quarter turns need squares.
+
+    Args:
+        shape: of all images, [height, width, channels]; None where they differ.
+        network_side: what the network sees.
+        shrunk_to: `preprocess.image_size`, if known.
+        crop_area: the least part of an image that is cut out; below 1 it is cut from all pixels
+            that `preprocess` kept, so that a crop has as many as it can.
+    """
+    if shape is not None and shape[0] == shape[1]:
+        return shape[0]
+    return max(network_side, shrunk_to or 0) if crop_area < 1 else network_side
+
+
 def fine_tune(
     parameters: FineTuneParams,
     settings: runtime.RuntimeParams,
@@ -231,34 +275,42 @@ def fine_tune(
 ) -> None:
     """From models/head.keras to models/fine_tuned.keras, on this box alone or in a team."""
     model = models.load(paths.HEAD)
-    image_size = model.get_layer("resize").height
     trained_before = layer_table.trainable_in_head_phase(model)
     unfreeze(model, parameters.unfreeze, parameters.batch_norm_trainable)
     table = layer_table.rows(model, trained_before)
-    writes = team is None or team.is_chief
-    if writes:
+    if team is None or team.is_chief:
         layer_table.write(paths.PLOTS / "fine_tune" / "layers.csv", table)
     print(layer_table.totals(table), flush=True)
     runtime.set_precision(model.get_layer("backbone"), settings.precision)
-    # Squares keep their size, all else comes as squares: quarter turns need them.
-    square = index.shape is not None and index.shape[0] == index.shape[1]
     image_channels = model.input_shape[-1]
     image_augmentation.check_channels(parameters.augment, image_channels)
-    image_shape = index.shape if square else [image_size, image_size, image_channels]
+    image_size = training_side(
+        index.shape,
+        model.get_layer("resize").height,
+        models.shrunk_to(paths.HEAD),
+        parameters.augment.crop_area,
+    )
     trained = models.training_model(
         model,
         image_augmentation.augmentation_layer(parameters.augment, seed),
-        image_shape,
+        [image_size, image_size, image_channels],
         image_augmentation.mixture_layer(parameters.augment, seed),
         update_statistics=parameters.batch_norm_statistics == "updated",
         image_sizes=parameters.image_sizes,
     )
-    temperature = training.train(
+
+    def save(temperature: float) -> None:
+        runtime.set_precision(model.get_layer("backbone"), "float32")  # as all models are saved
+        fine_tuned = models.with_temperature(model, temperature)
+        models.save(fine_tuned, paths.FINE_TUNED, index.class_names, models.shrunk_to(paths.HEAD))
+
+    training.train(
         "fine_tune",
         trained,
         parameters,
         data=paths.IMAGES,
         seed=seed,
+        save=save,
         # Random numbers differ from worker to worker, and so with how many there are.
         inputs=[paths.HEAD, settings, *weights.files(parameters), 1 if team is None else team.size],
         image_weights=image_weights,
@@ -269,11 +321,6 @@ def fine_tune(
         steps_per_execution=settings.steps_per_execution,
         team=team,
     )
-    if not writes:
-        return
-    runtime.set_precision(model.get_layer("backbone"), "float32")  # as all models are saved
-    fine_tuned = models.with_temperature(model, temperature)
-    models.save(fine_tuned, paths.FINE_TUNED, index.class_names, models.shrunk_to(paths.HEAD))
 
 
 def check_several_devices(parameters: FineTuneParams, settings: runtime.RuntimeParams) -> None:

@@ -34,15 +34,15 @@ METRICS = paths.METRICS / "data.json"
 PLOTS = paths.PLOTS / "data"
 SAMPLES_PER_CLASS = 6
 MOST_CLASSES_SHOWN = 10
-MOST_GROUPS_SHOWN = 8
+MOST_GROUPS_SHOWN = 5
 MOST_OF_A_GROUP_SHOWN = 6
 MOST_CONFLICTS_PRINTED = 10
 MOST_CLASSES_PRINTED = 10
 SAMPLE_SIZE = 160  # pixels
 # Stand for a split in the list of duplicates.
 NOT_SAMPLED, LEFT_OUT = "not sampled", "left out"
-# The names that data sets give to their splits, by our name; test wins where a group is in both.
-OFFICIAL_NAMES = {"valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
+# Those that a source's own split may stay; test wins where a group is in both.
+OFFICIAL = ("valid", "test")
 
 Share = Annotated[
     float | Literal["official"],
@@ -187,8 +187,9 @@ def check_source(parameters: SplitParams, column_names: list[str], official: lis
                 f"{params.nearest(column, column_names)}; set it to null to balance the classes "
                 "alone"
             )
-    for name, known in OFFICIAL_NAMES.items():
-        if getattr(parameters, name) == "official" and not set(known) & set(official):
+    for name in OFFICIAL:
+        there = set(splits.OFFICIAL_NAMES[name]) & set(official)
+        if getattr(parameters, name) == "official" and not there:
             raise UserError(
                 f"params.yaml, split.{name}: the data set has no official split of that kind, "
                 f"only {sorted(official)}; give a fraction instead"
@@ -216,7 +217,7 @@ def assign(
     """
     of_image, count = groups.of_image, len(groups.names)
     split_of_group = np.full(count, membership.UNDECIDED, np.int8)
-    for name in OFFICIAL_NAMES:
+    for name in OFFICIAL:
         if getattr(parameters, name) == "official":
             split_of_group[of_image[_official(found, name)]] = splits.SPLIT_NAMES.index(name)
     undecided = split_of_group == membership.UNDECIDED
@@ -257,7 +258,7 @@ def assign(
 
 def _official(found: Images, name: str) -> np.ndarray:
     """Which images the source put into its split of that kind, (images,), bool."""
-    wanted = OFFICIAL_NAMES[name]
+    wanted = splits.OFFICIAL_NAMES[name]
     official = found.official_splits
     return np.array([split in wanted for split in official.names], bool)[official.codes]
 
@@ -282,7 +283,7 @@ def straddling(found: Images, codes: np.ndarray, parameters: SplitParams) -> np.
         parameters: which splits are official.
     """
     straddles = np.zeros(len(found), bool)
-    for name in OFFICIAL_NAMES:
+    for name in OFFICIAL:
         if getattr(parameters, name) == "official":
             there = codes == splits.SPLIT_NAMES.index(name)
             straddles |= there & ~_official(found, name)
@@ -517,7 +518,7 @@ def draw_plots(
         PLOTS / "samples.png",
         [(pictures[image_id], label) for image_id, label in samples.items()],
         columns=SAMPLES_PER_CLASS,
-        title="Training images and their labels",
+        title=f"Training images and their labels, up to {SAMPLES_PER_CLASS} of a class",
     )
     data_plots.duplicates(
         PLOTS / "duplicates.png",

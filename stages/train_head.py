@@ -149,27 +149,32 @@ def main() -> None:
         batch_norm=parameters.batch_norm,
     )
     head = build_head()
+
+    def save(temperature: float) -> None:
+        backbone_model = models.at_layers(models.load(paths.BACKBONE), blocks.read_layers())
+        # A model that was compiled is saved with its optimizer, which nobody needs and Keras warns
+        # of.
+        saved_head = build_head()
+        saved_head.set_weights(head.get_weights())
+        model = models.assemble(backbone_model, saved_head, temperature)
+        models.save(model, paths.HEAD, index.class_names, models.shrunk_to(paths.BACKBONE))
+        frozen = model.count_params() - head.count_params()
+        print(f"{head.count_params():,} parameters trained, {frozen:,} frozen")
+
     if parameters.solver == "lbfgs":
-        temperature = solve(head, image_weights)
+        save(solve(head, image_weights))
     else:
-        temperature = training.train(
+        training.train(
             "train_head",
             head,
             parameters,
             data=paths.FEATURES,
             seed=seed,
+            save=save,
             inputs=weights.files(parameters),
             image_weights=image_weights,
             prepare=lambda batches, first_batch: one_view(batches, seed, first_batch),
         )
-    backbone_model = models.at_layers(models.load(paths.BACKBONE), blocks.read_layers())
-    # A model that was compiled is saved with its optimizer, which nobody needs and Keras warns of.
-    saved_head = build_head()
-    saved_head.set_weights(head.get_weights())
-    model = models.assemble(backbone_model, saved_head, temperature)
-    models.save(model, paths.HEAD, index.class_names, models.shrunk_to(paths.BACKBONE))
-    frozen = model.count_params() - head.count_params()
-    print(f"{head.count_params():,} parameters trained, {frozen:,} frozen")
 
 
 if __name__ == "__main__":

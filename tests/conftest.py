@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from stages.common import backbones, heads, models
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
 
 
 @pytest.fixture

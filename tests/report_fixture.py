@@ -13,8 +13,8 @@ from PIL import Image
 from stages.common import inventory
 from stages.common.layer_table import LayerRow
 from stages.common.report.wording import METRICS
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 HOSTILE = ("<script>alert(1)</script>", "a/b \"c\" 'd' & é 日本")
 SCORES = tuple(metric.key for metric in METRICS if metric.key != "top_5_accuracy")
 ACCURACY = {"head": 0.78, "fine_tuned": 0.86}  # about

@@ -67,6 +67,16 @@ def test_a_network_whose_names_tell_nothing_has_a_block_for_each_layer_with_weig
     }
 
 
+def test_all_blocks_are_those_that_give_feature_maps():
+    images = keras.Input((8, 8, 3))
+    patches = keras.layers.Conv2D(4, 2, strides=2, name="patches")(images)
+    tokens = keras.layers.Reshape((16, 4), name="tokens")(patches)
+    mixed = keras.layers.Dense(4, name="mixed")(tokens)
+    backbone = keras.Model(images, keras.layers.Reshape((4, 4, 4), name="map")(mixed))
+    assert blocks.outputs(backbone) == {"patches": "tokens", "mixed": "map"}
+    assert blocks.resolve(backbone, "all_blocks") == ["map"]
+
+
 def test_names_of_blocks_and_layers_are_resolved():
     backbone = backbones.build("tiny", None, 32)
     assert blocks.resolve(backbone, None) == []

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +10,8 @@ from PIL import Image
 
 from stages.common import backbones
 from stages.common.run import UserError
+from tests import ROOT
 from tools import classify
-
-ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments, cwd) -> subprocess.CompletedProcess:

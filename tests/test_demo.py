@@ -12,9 +12,9 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from stages.common import backbones, heads, models
+from tests import ROOT
 from tools import predict, screenshot
 
-ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".venv-demo" / "bin" / "python"
 CHROMIUM = screenshot.find_chromium()
 NAMES = ["blue", "green & <b>grün</b>", "red"]

@@ -365,6 +365,14 @@ def test_the_views_that_params_ask_for_are_averaged(project):
         asked = json.dumps(AS_IT_IS | {"horizontal_flip": flip})
         (project / "params.yaml").write_text(text.replace(json.dumps(AS_IT_IS), asked))
         evaluate.main()
+        metrics = json.loads((project / "metrics" / "head.json").read_text())
+        assert metrics["temperature"] == pytest.approx(0.4)
+        # A mean of two views has no logit from which the temperature could be taken back.
+        for numbers in (metrics, metrics["slice"]["camera"]["a"]):
+            assert ("uncalibrated" in numbers) != flip
+        with (project / "plots" / "head" / "reliability.csv").open(newline="") as file:
+            shown = {row["temperature"] for row in csv.DictReader(file)}
+        assert shown == ({"after"} if flip else {"before", "after"})
         with (project / "data" / "predictions" / "head.csv").open(newline="") as file:
             tables[flip] = [
                 [float(value) for name, value in row.items() if name.startswith("probability ")]

@@ -8,8 +8,8 @@ import yaml
 from PIL import Image
 
 from stages.common import backbones, evaluation_plots, heads, metrics, models, plots, shards
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 PICTURES = ("predictions", "mistakes", "uncertain", "confused_pairs", "explanations")
 
 
@@ -86,7 +86,7 @@ def test_reliability_bins_by_hand_and_as_the_calibration_error_has_them():
     # and 0.74; above 14/15 are three.
     labels = np.array([1, 1, 0, 1, 0, 1, 0])
     probabilities = binary([0.95, 0.95, 0.99, 0.6, 0.65, 0.72, 0.74])
-    bins = evaluation_plots.reliability_bins(labels, probabilities)
+    bins = metrics.reliability_bins(labels, probabilities)
     assert bins == [
         (pytest.approx(0.6), 1.0, 1),
         (pytest.approx(0.65), 0.0, 1),
@@ -94,23 +94,26 @@ def test_reliability_bins_by_hand_and_as_the_calibration_error_has_them():
         (pytest.approx(0.74), 0.0, 1),
         (pytest.approx(2.89 / 3), pytest.approx(2 / 3), 3),
     ]
-    gaps = [images / 7 * abs(accuracy - confidence) for confidence, accuracy, images in bins]
-    assert sum(gaps) == pytest.approx(metrics.expected_calibration_error(labels, probabilities))
+    gaps = 0.4 + 0.65 + 0.28 + 0.74 + 3 * (2.89 / 3 - 2 / 3)
+    assert metrics.expected_calibration_error(labels, probabilities) == pytest.approx(gaps / 7)
 
 
 def test_tables_tell_actual_from_predicted_and_before_from_after(tmp_path):
     found = make_results([0, 0], binary([0.9, 0.2]), ["good", "bad"])
-    evaluation_plots.write_tables(tmp_path, found, binary([0.99, 0.4]))
+    evaluation_plots.write_tables(tmp_path, found, 0.5)
     confusion = (tmp_path / "confusion.csv").read_text(encoding="utf-8")
     assert confusion == "actual,predicted\ngood,bad\ngood,good\n"
     reliability = (tmp_path / "reliability.csv").read_text(encoding="utf-8")
     assert reliability.splitlines() == [
         "temperature,confidence,accuracy,images",
-        "before,0.6,1,1",
-        "before,0.99,0,1",
+        "before,0.666667,1,1",
+        "before,0.75,0,1",
         "after,0.8,1,1",
         "after,0.9,0,1",
     ]
+    evaluation_plots.write_tables(tmp_path, found, None)
+    reliability = (tmp_path / "reliability.csv").read_text(encoding="utf-8")
+    assert reliability.splitlines()[1:] == ["after,0.8,1,1", "after,0.9,0,1"]
 
 
 def test_captions_name_the_guesses_in_blue_where_right():
@@ -200,7 +203,7 @@ class Evaluation:
 
     def write(self, name: str) -> Path:
         """Writes everything and gives the folder of plots; the gallery is in `<name>_gallery`."""
-        folder = self.folder / name
+        folder = self.folder / name / "fine_tuned"
         evaluation_plots.write_all(
             folder,
             self.folder / f"{name}_gallery",
@@ -209,7 +212,7 @@ class Evaluation:
             image_size=32,
             labels=self.labels,
             probabilities=self.probabilities,
-            uncalibrated=self.probabilities,
+            temperature=1.0,
             ids=self.ids,
             names=self.ids,
             class_names=self.class_names,
@@ -280,7 +283,7 @@ def test_pictures_of_many_classes_with_awkward_names_stay_of_bounded_size(tmp_pa
     for name in PICTURES:
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.width <= 1400, name
-            assert picture.height <= 1400, name
+            assert picture.height <= 1500, name
         assert (folder / f"{name}.png").stat().st_size < 1_000_000
 
 

@@ -1,10 +1,7 @@
 """The page of experiments says what the CSV files beside it say."""
 
-from pathlib import Path
-
+from tests import ROOT
 from tools import experiment_tables
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_means_and_spreads_are_over_seeds():

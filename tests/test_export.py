@@ -11,9 +11,9 @@ import pytest
 from stages.common import augment, backbones, blocks, heads, models, onnx_engine, paths, shards
 from stages.common.run import UserError
 from stages.extract_features import feature_function, onnx_feature_function
+from tests import ROOT
 from tools import export
 
-ROOT = Path(__file__).parents[1]
 NAMES = ["blue", "green", "red"]
 
 

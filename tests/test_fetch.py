@@ -23,7 +23,7 @@ from stages.common import images, inventory, params, paths
 from stages.common.datasets import elpv, image_folder, library, sources
 from stages.common.datasets.raw import RawDataset
 from stages.common.run import UserError
-from tests.conftest import ROOT
+from tests import ROOT
 
 # Nothing listens on the discard port; whoever goes through this proxy reaches no host.
 UNREACHABLE = {
@@ -827,7 +827,9 @@ class TestSetsThatNeedAPerson:
         started = time.perf_counter()
         with pytest.raises(UserError) as caught:
             prepare(tmp_path, dataset_params("imagenet2012"))
-        assert time.perf_counter() - started < 20
+        assert (
+            time.perf_counter() - started < 100
+        )  # not the minutes in which TFDS looks for each of its hosts
         sentence = str(caught.value)
         assert "\n" not in sentence
         assert "'imagenet2012' has files that only a person can get; put them into " in sentence
@@ -850,6 +852,15 @@ def test_splits_are_all_or_those_asked_for():
     assert library.check_splits(["validation", "train"], available) == ["train", "validation"]
     with pytest.raises(UserError, match=r"received 'valid'; did you mean 'validation'\?"):
         library.check_splits(["train", "valid"], available)
+
+
+def test_a_split_that_is_not_there_costs_no_reading_of_images(tmp_path, draw_images, monkeypatch):
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        draw_images(tmp_path / "own" / name, 2)
+    builder = image_folder.ImageFolder(folder=tmp_path / "own", data_dir=tmp_path / "building")
+    monkeypatch.setattr(builder, "download_and_prepare", pytest.fail)
+    with pytest.raises(UserError, match=r"\['test', 'train'\], received 'trian'; did you mean 't"):
+        library.prepare(builder, ["trian"], tmp_path / "downloads", tmp_path / "raw")
 
 
 def test_an_unknown_data_set_is_answered_with_the_nearest(tmp_path):
@@ -915,7 +926,7 @@ def test_without_a_network_the_stage_ends_in_one_sentence(tmp_path, run_stage):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     started = time.perf_counter()
     done = run_stage("fetch", **UNREACHABLE)
-    assert time.perf_counter() - started < 30
+    assert time.perf_counter() - started < 100
     assert done.returncode == 1
     (sentence,) = done.stderr.splitlines()
     assert sentence.startswith("error: ")

@@ -17,7 +17,7 @@ from stages.common import params, paths
 from stages.common.datasets import image_folder, library, sources
 from stages.common.datasets.raw import RawDataset
 from stages.common.run import UserError
-from tests.conftest import ROOT
+from tests import ROOT
 
 PYTHON = ROOT / ".venv-beam" / "bin" / "python"
 
@@ -44,6 +44,20 @@ def own(tmp_path, draw_images) -> Path:
     (folder / "train" / "cat" / "notes.txt").write_text("about these images")
     (folder / "train" / "link").symlink_to(folder / "train" / "cat")
     return folder
+
+
+def test_a_link_to_what_is_not_there_is_rejected_as_without_beam(own):
+    (own / "train" / "cat" / "gone.png").symlink_to(own / "nowhere.png")
+    for on_beam in (False, True):
+        builder = image_folder.ImageFolder(folder=own, on_beam=on_beam, data_dir=own / "building")
+        if not on_beam:
+            builder.download_and_prepare()
+        assert {split: len(rows) for split, rows in builder.rejected.items()} == {
+            "test": 0,
+            "train": 1,
+        }
+        (row,) = builder.rejected["train"]
+        assert (row.name, row.label, row.problem) == ("train/cat/gone.png", "cat", "missing_file")
 
 
 class TestParams:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 METRICS = {
     "accuracy": 0.9,
     "loss": 0.3,
@@ -47,9 +48,12 @@ class Repository:
         content = {"test_images": test_images, "rules": rules}
         (self.folder / "gate.yaml").write_text(yaml.safe_dump(content))
 
-    def lock(self, md5: str) -> None:
-        outs = [{"path": "data/splits.csv", "md5": md5}]
-        (self.folder / "dvc.lock").write_text(yaml.safe_dump({"stages": {"split": {"outs": outs}}}))
+    def lock(self, splits: str, test_images: str | None = None) -> None:
+        stages = {"split": {"outs": [{"path": "data/splits.csv", "md5": splits}]}}
+        if test_images is not None:
+            deps = [{"path": "data/images/test", "md5": test_images}]
+            stages["evaluate@head"] = {"deps": deps}
+        (self.folder / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
 
     def gate(self, against: str) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -136,7 +140,16 @@ def test_other_test_images_fail_or_warn(repository):
     repository.rules(RULES, test_images="warn")
     done = repository.gate("base")
     assert done.returncode == 0
-    assert "warning: data/splits.csv is not that of" in done.stdout
+    assert "warning: neither data/splits.csv nor data/images/test is that of" in done.stdout
+
+
+def test_more_images_to_train_on_leave_the_sources_own_test_split_the_same(repository):
+    repository.lock("one", "tests")
+    repository.commit("pictures")
+    repository.lock("two", "tests")
+    assert repository.gate("pictures").returncode == 0
+    repository.lock("two", "others")
+    assert "measured on other test images" in repository.gate("pictures").stderr
 
 
 @pytest.mark.parametrize(

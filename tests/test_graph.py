@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = GRAPH["stages"]
 # The contract of the design: which sections of params.yaml each stage may depend on.
@@ -22,6 +23,7 @@ SECTIONS = {
     "compare": {"evaluate.bootstrap_samples"},
     "report": {
         "seed",
+        "runtime",
         "dataset",
         "split",
         "preprocess",

@@ -20,7 +20,7 @@ from stages.common.datasets.image_table import ImageTable, Table, other_columns
 from stages.common.datasets.raw import RawDataset
 from stages.common.images import BadImage
 from stages.common.run import UserError
-from tests.conftest import ROOT
+from tests import ROOT
 
 
 def write_table(path: Path, header: str, *rows: str) -> Path:

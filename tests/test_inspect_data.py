@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from stages.common import inventory, params
-from tests.conftest import ROOT
+from tests import ROOT
 from tests.toy_project import ToyProject
 from tools import inspect_data
 
@@ -223,5 +223,5 @@ def test_the_command_runs_fetch_and_split_alone(tmp_path):
     ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
     assert ran == ["fetch", "split"]
     assert "blue" in output
-    assert "not_an_image" in output or "no image" in output
+    assert "1 image rejected, no image of a known format" in output
     assert (project.folder / "plots" / "data" / "samples.png").exists()

@@ -92,7 +92,6 @@ def test_numbers_before_the_temperature_are_given_beside_those_after():
     result = classification_metrics(LABELS, PROBABILITIES, NAMES, 2.0)
     # Of two classes softmax(2 · log p) is p² / (p² + q²).
     before = np.array([0.81 / 0.82, 0.04 / 0.68, 0.36 / 0.52, 0.09 / 0.58])
-    assert result["temperature"] == 2.0
     assert result["uncalibrated"]["loss"] == pytest.approx(-np.log(before).mean())
     assert result["uncalibrated"]["brier_score"] == pytest.approx((2 * (1 - before) ** 2).mean())
     # Right at 0.988 (bin 15) and 0.692 (bin 11), wrong at 0.941 (bin 15) and 0.845 (bin 13).
@@ -101,6 +100,10 @@ def test_numbers_before_the_temperature_are_given_beside_those_after():
     expected = pytest.approx(gaps / 4)
     assert result["uncalibrated"]["expected_calibration_error"] == expected
     assert result["loss"] == pytest.approx(-np.log([0.9, 0.2, 0.6, 0.3]).mean())
+    # Averaged views are not the softmax of one logit: there is nothing to take back.
+    averaged = classification_metrics(LABELS, PROBABILITIES, NAMES, None)
+    del result["uncalibrated"]
+    assert averaged == result
 
 
 def test_a_class_that_the_test_split_lacks():
@@ -123,7 +126,7 @@ def test_images_of_one_class_have_no_numbers_that_weigh_classes(tmp_path, predic
     names = [f"class {number}" for number in range(classes)]
     result = classification_metrics(np.ones(3, int), sure(predicted, classes), names, 1.5)
     expected = {"images", "accuracy", "loss", "brier_score", "expected_calibration_error"}
-    expected |= {"uncalibrated", "temperature", "class"}
+    expected |= {"uncalibrated", "class"}
     expected |= {"top_5_accuracy"} if classes > 5 else set()
     assert set(result) == expected
     assert result["accuracy"] == predicted.count(1) / 3

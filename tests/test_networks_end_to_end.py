@@ -23,7 +23,7 @@ CHANGES = {
     "package, cosine, grey": (LITE0, {"head": "cosine"}),
     "keras, conv": (MOBILE, {"head": "conv"}),
     "keras_hub, dense": (
-        {"library": "keras_hub", "name": "preset", "weights": "preset"},
+        {"library": "keras_hub", "name": "models/own/preset", "weights": "preset"},
         {"head": "dense"},
     ),
     "own weights, lbfgs": (
@@ -53,7 +53,7 @@ def test_the_smoke_preset(which, smoke):
     grey = "grey" in which
     (folder / "params.yaml").write_text(preset, encoding="utf-8")
     if backbone.get("library") == "keras_hub":
-        save_tiny_preset(folder / "preset")
+        save_tiny_preset(folder / "models" / "own" / "preset")
     if backbone["weights"] == "mine.keras":
         own = backbones.build("tiny", None, 96)
         models.save(models.with_any_size(own), folder / "models" / "own" / "mine.keras")

@@ -49,6 +49,16 @@ def test_from_every_kind_of_file(other, tmp_path, monkeypatch):
         assert_equal_weights(stage.network(parameters(file)), other)
 
 
+def test_the_folder_of_a_preset_lies_where_dvc_notices_its_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine/preset", "elsewhere/preset"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert parameters("preset", "mine/preset", "keras_hub").name == "mine/preset"
+    assert parameters("preset", "resnet_50_imagenet", "keras_hub").name == "resnet_50_imagenet"
+    with pytest.raises(UserError, match=r"or a folder in mine \(.*'elsewhere/preset'; move it"):
+        parameters("preset", "elsewhere/preset", "keras_hub")
+
+
 def test_mistakes_are_named(other, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()

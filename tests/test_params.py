@@ -7,7 +7,7 @@ import yaml
 
 from stages.common import params
 from stages.common.run import UserError
-from tests.conftest import ROOT
+from tests import ROOT
 from tools.check_params import SECTIONS
 from tools.preset import override
 

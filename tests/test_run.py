@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from stages.common.run import UserError, explain, run
-from tests.conftest import ROOT
+from tests import ROOT
 
 # macOS has no device that is always full, and filling a real disk is no test.
 needs_full_device = pytest.mark.skipif(
@@ -92,6 +92,16 @@ def test_other_states_of_a_disk(number, says):
     sentence = explain(OSError(number, os.strerror(number), "data/raw"))
     assert sentence.startswith(says)
     assert sentence.endswith(f"(data/raw: {os.strerror(number)})")
+
+
+def test_too_little_memory_is_said_with_the_cure():
+    import tensorflow as tf
+
+    error = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\n at …")
+    for one, said in ((error, "OOM when allocating tensor"), (MemoryError(), "out of memory")):
+        sentence = explain(one)
+        assert "lower this stage's batch_size" in sentence
+        assert sentence.endswith(f"({said})")
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it():

@@ -25,8 +25,8 @@ from stages.common import (
     training,
 )
 from stages.common.run import UserError, start_tensorflow
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAMES = ["blue", "green", "red"]
 
 

@@ -1,12 +1,9 @@
 """The page on scale says what the committed benchmarks say."""
 
-from pathlib import Path
-
 import pytest
 
+from tests import ROOT
 from tools import scaling_table
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,21 @@
 """tools.search: the space is checked; a search runs, ends early, goes on, and writes a preset."""
 
 import itertools
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import dvc.api
 import pytest
 import yaml
 
 from stages.common import params
 from stages.common.run import UserError
+from tests import ROOT
 from tests.toy_project import ToyProject
 from tools import experiment, search
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -95,6 +96,9 @@ def test_the_loss_of_a_trial_is_that_of_the_model_it_keeps(monkeypatch, section,
         (None, "null"),
         (True, "true"),
         ("données", '"données"'),
+        (r"regex:block\d", r'"regex:block\d"'),
+        ('a "quote"', r'"a \"quote\""'),
+        ("ends in \\", r'"ends in \\"'),
         ({"functional": 1, "defective": 2.0}, "{functional:1,defective:2.0}"),
         ([[1, "none"], [4, "all"]], '[[1,"none"],[4,"all"]]'),
     ],
@@ -131,7 +135,7 @@ def test_a_search_ends_bad_trials_goes_on_and_leaves_the_work_tree_alone(tmp_pat
 
     printed = run("--trials", "2")
     assert "trial 1 of 2: {'fine_tune.learning_rate': 0.001}" in printed  # what there is, first
-    assert printed.count("epoch 6/6") == 2
+    assert printed.count("epoch 6/6") == 1  # which has been trained
     printed = run("--trials", "3", "--preset", "best")
     assert "trial 3 of 3" in printed
     assert "trial 2 of 3" not in printed
@@ -142,6 +146,24 @@ def test_a_search_ends_bad_trials_goes_on_and_leaves_the_work_tree_alone(tmp_pat
     ).stdout.split()
     assert set(status) <= {"??", ".search/", "presets/best.yaml", "metrics/"}
     assert len(project.run("dvc", "exp", "list", "--name-only", "--all").split()) >= 3
+
+
+@pytest.mark.slow
+def test_an_experiment_runs_only_what_depends_on_its_values(tmp_path, monkeypatch):
+    project = ToyProject(tmp_path)
+    project.set_params({"train_head": {"epochs": 3}})
+    project.repro("train_head")
+    project.commit("head")
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setenv("PATH", project.environment["PATH"])
+    for rate in (2.0e-3, 3.0e-3):  # the second in place of the first
+        process = experiment.start("one", "train_head", {"train_head.learning_rate": rate})
+        printed = process.stdout.read()
+        assert process.wait() == 0, printed
+        assert re.findall(r"Running stage '(\w+)'", printed) == ["train_head"]
+        assert project.run("dvc", "exp", "list", "--name-only").split()[-1] == "one"
+        content = yaml.safe_load(dvc.api.read("params.yaml", rev="one"))
+        assert content["train_head"]["learning_rate"] == rate
 
 
 @pytest.mark.slow
@@ -175,7 +197,7 @@ def test_a_trial_that_fails_is_left_behind(folder, monkeypatch, capsys):
     def studied():
         return optuna.load_study(study_name=path.stem, storage=f"sqlite:///.search/{path.stem}.db")
 
-    outcomes = iter([UserError("training diverged"), 0.5, UserError("diverged"), 0.4, 0.3])
+    outcomes = iter([UserError("training diverged"), 0.5, UserError("diverged"), None, 0.3])
 
     def run_experiment(*_):
         outcome = next(outcomes)
@@ -186,9 +208,11 @@ def test_a_trial_that_fails_is_left_behind(folder, monkeypatch, capsys):
     monkeypatch.setattr(search, "run_experiment", run_experiment)
     monkeypatch.setattr("sys.argv", ["search", str(path), "--trials", "3"])
     search.main()
-    assert "failed: training diverged" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "failed: training diverged" in printed
+    assert "ended early" in printed
     states = [trial.state.name for trial in studied().trials]
-    assert states == ["FAIL", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert states == ["FAIL", "COMPLETE", "FAIL", "PRUNED", "COMPLETE"]
 
     outcomes = itertools.repeat(UserError("no space left"))
     monkeypatch.setattr("sys.argv", ["search", str(path), "--trials", "9"])
@@ -207,5 +231,5 @@ def test_values_that_params_refuse_together_start_nothing(folder):
 def test_a_search_in_another_space_is_not_mixed_with_the_first(folder):
     search.open_study("s", 0, "one space")
     search.open_study("s", 0, "one space")
-    with pytest.raises(UserError, match=r"begun with other params, .* remove \.search/s\.db"):
+    with pytest.raises(UserError, match=r"with other params, .* data, .* remove \.search/s\.db"):
         search.open_study("s", 0, "another space")

@@ -135,6 +135,23 @@ def test_grey_images_of_differing_shapes_stay_of_one_channel(tmp_path):
         np.testing.assert_array_equal(images, np.full((3, 16, 16, 1), 7))
 
 
+def test_equal_pictures_that_are_no_squares_become_such_where_it_is_asked_for(tmp_path):
+    shards.write_all(tmp_path, draw_records(6, shape=(20, 50, 3)), "uint8", CLASSES)
+    for squares, shape in ((False, (6, 20, 50, 3)), (True, (6, 16, 16, 3))):
+        for batches in (
+            shards.batches(tmp_path, 6, image_size=16, squares=squares),
+            shards.training_batches(
+                tmp_path, 6, seed=0, first_epoch=0, epochs=1, image_size=16, squares=squares
+            ),
+        ):
+            ((images, _, _),) = batches.as_numpy_iterator()
+            assert images.shape == shape
+    # Squares have the size that they were stored with.
+    shards.write_all(tmp_path / "square", draw_records(6, shape=(20, 20, 3)), "uint8", CLASSES)
+    batches = shards.batches(tmp_path / "square", 6, image_size=16, squares=True)
+    assert next(batches.as_numpy_iterator())[0].shape == (6, 20, 20, 3)
+
+
 def test_differing_shapes_without_an_image_size_are_an_error(tmp_path):
     records = [(np.zeros((2, 3, 3), np.uint8), 0, "a"), (np.zeros((3, 2, 3), np.uint8), 0, "b")]
     shards.write_all(tmp_path, records, "uint8", CLASSES)

@@ -17,7 +17,9 @@ from stages import split
 from stages.common import duplicates, inventory, membership, params
 from stages.common.image_columns import Images, Rejected, read_inventory, with_columns
 from stages.common.run import UserError
-from tests.conftest import ROOT
+from stages.common.splits import SPLITS_FILE
+from stages.common.splits import read as read_splits
+from tests import ROOT
 
 DEFAULT = split.SplitParams(
     sample=1.0,
@@ -757,6 +759,33 @@ def test_stage_on_a_messy_folder(own_folder, run_stage):
     assert plots == {"class_balance.csv"} | {
         f"{name}.png" for name in ("class_balance", "samples", "sizes", "channels", "duplicates")
     }
+
+
+def test_stage_writes_the_joined_group_in_place_of_the_tables_own(tmp_path, draw_images, run_stage):
+    content = params.read(ROOT / "params.yaml")
+    content["dataset"] |= {"name": "image_table", "path": "own"}
+    content["dataset"]["image_table"]["group_column"] = "patient"
+    content["split"]["stratify_columns"] = None
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    pictures = draw_images(tmp_path / "own", 40, size=(64, 48))
+    # Ten patients of two images, of which an equal picture joins the first two; 20 without one.
+    pictures[2].write_bytes(pictures[0].read_bytes())
+    rows = [
+        f"{path.name},{('cat', 'dog')[number % 2]},{f'p{number // 2}' if number < 20 else ''}"
+        for number, path in enumerate(pictures)
+    ]
+    (tmp_path / "own" / "table.csv").write_text("\n".join(["path,label,patient", *rows]) + "\n")
+    for stage in ("fetch", "split"):
+        done = run_stage(stage)
+        assert done.returncode == 0, done.stderr
+    with (tmp_path / "data" / "splits.csv").open() as file:
+        assert next(csv.reader(file)) == ["id", "split", "label", "group", "name"]
+    group = {row.columns["name"]: row.group for row in read_splits(tmp_path / SPLITS_FILE)}
+    named = [group[path.name] for path in pictures]
+    assert len({*named[:4]}) == 1
+    assert len({*named[:20]}) == 9
+    assert len({*named[20:]}) == 20
+    assert len({*named}) == 29
 
 
 def test_stage_leaves_copies_of_official_test_images_out(tmp_path, draw_images, run_stage):

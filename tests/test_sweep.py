@@ -60,16 +60,27 @@ def test_data_and_weights_that_git_does_not_hold_are_copied(tmp_path, monkeypatc
     for name in ("data/own/a.png", "data/other.zip", "mine/b0.keras", "tracked.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    subprocess.run(["git", "add", "tracked.csv", ".gitignore"], check=True)
+    (tmp_path / "data" / "own" / "README.md").write_text("put your images here")
+    tracked = ("tracked.csv", ".gitignore", "data/own/README.md")
+    subprocess.run(["git", "add", "--force", *tracked], check=True)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
     subprocess.run([*git, "commit", "--quiet", "-m", "base"], check=True)
     (tmp_path / "params.yaml").write_text(
         "dataset: {path: data/own}\nbackbone: {weights: imagenet, own_weights: mine}\n"
     )
-    assert sweep.untracked_data({}) == ["data/own"]
-    assert sweep.untracked_data({"dataset.path": "data/other.zip"}) == ["data/other.zip"]
-    assert sweep.untracked_data({"dataset.path": "tracked.csv"}) == []
-    assert sweep.untracked_data({"backbone.weights": "b0.keras"}) == ["data/own", "mine"]
+    # Beside what Git holds, which is there already.
+    assert sweep.untracked_data({}) == ["data/own/a.png", "mine"]
+    chosen = {"dataset.path": ["data/other.zip", "tracked.csv", "data/own"]}
+    assert sweep.untracked_data(chosen) == ["data/other.zip", "data/own/a.png", "mine"]
+    monkeypatch.setattr(sweep, "MOST_COPIES", 1)
+    with pytest.raises(UserError, match=r"expected at most 1 files .*, received 2; put the files"):
+        sweep.untracked_data({})
+    (tmp_path / "data" / "own" / ".DS_Store").write_text("left behind")
+    before = sweep.state_of(["data/own", "tracked.csv"])
+    names = [name for name, _, _ in before]
+    assert names == ["data/own/README.md", "data/own/a.png", "tracked.csv"]
+    (tmp_path / "data" / "own" / "a.png").write_text("other")
+    assert sweep.state_of(["data/own", "tracked.csv"]) != before
 
 
 class Queue:

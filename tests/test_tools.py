@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.common import paths
 from stages.common.run import UserError
+from tests import ROOT
 from tools import check_params, compare_metrics, preset, summary
 
-ROOT = Path(__file__).parents[1]
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
 
@@ -174,7 +175,7 @@ def test_summary_without_results_says_what_makes_them(project):
 def test_compare_metrics_fails_beyond_the_tolerance(project, monkeypatch, auc, passes):
     for folder, value in (("old", 0.9), ("new", auc)):
         (project / folder).mkdir()
-        for model in compare_metrics.MODELS:
+        for model in paths.CLASSIFIERS:
             metrics = {"accuracy": 0.85, "roc_auc": value}
             (project / folder / f"{model}.json").write_text(json.dumps(metrics))
     monkeypatch.setattr("sys.argv", ["compare_metrics", "old", "new"])

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from stages.common.run import UserError
+from tests import ROOT
 from tools import compare
 
-ROOT = Path(__file__).parents[1]
 METRICS = {"accuracy": 0.9, "loss": 0.3, "interval": {"accuracy": {"low": 0.87, "high": 0.92}}}
 
 
@@ -83,7 +83,7 @@ def test_pictures_are_pushed_to_a_branch_of_their_own(repository, tmp_path_facto
     (repository / "drawn").mkdir()
     Image.new("RGB", (4, 4)).save(repository / "drawn" / "a.png")
     script = ROOT / ".github" / "push_pictures"
-    for place in ("7/1", "7/2"):
+    for place in ("7/1", "7/2", "7/2"):  # a job that runs again
         subprocess.run([script, "drawn", place], check=True)
     done = subprocess.run(
         ["git", "ls-tree", "-r", "--name-only", "pictures"],

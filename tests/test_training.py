@@ -1,6 +1,5 @@
 import sys
 import types
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -8,19 +7,20 @@ import pytest
 import tensorflow as tf
 from scipy.special import log_softmax
 
-from stages.common import augment, backbones, models, params, shards, training
+from stages.common import augment, backbones, heads, models, params, shards, training
 from stages.common.run import UserError
 from stages.fine_tune import (
     FineTuneParams,
     rate_factors,
     rate_factors_by_epoch,
+    training_side,
     unfreeze,
     unfrozen_layers,
 )
 from stages.train_head import one_view
+from tests import ROOT
 from tests.test_params import error_of
 
-ROOT = Path(__file__).parents[1]
 TRAINING = {
     "optimizer": "adamw",
     "learning_rate": 0.01,
@@ -80,7 +80,6 @@ def test_loss_falls_and_history_has_a_row_an_epoch(tmp_path):
     losses = [row["loss"] for row in history]
     assert losses == sorted(losses, reverse=True)
     assert history[-1]["val_loss"] < history[0]["val_loss"]
-    assert not (tmp_path / "backup").exists()
 
 
 def test_interrupted_fit_resumes_after_the_last_whole_epoch_with_equal_weights(tmp_path):
@@ -198,12 +197,68 @@ def test_train_numbers_batches_over_epochs_and_resumes_with_equal_data_only(tmp_
             shards.write_all(tmp_path / "data" / split, records, "float32", ["no", "yes"])
         with pytest.raises(StopIteration):
             training.train(
-                "toy", small_model(), parameters(), data=tmp_path / "data", seed=0, prepare=prepare
+                "toy",
+                small_model(),
+                parameters(),
+                data=tmp_path / "data",
+                seed=0,
+                save=pytest.fail,
+                prepare=prepare,
             )
     assert first_batches == [0, 2 * 4] * 4
     plain, again, other_train, other_valid = backups
     assert plain == again
     assert len({plain, other_train, other_valid}) == 3
+
+
+def test_what_could_not_be_saved_is_not_trained_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    features, one_hot = two_blobs()
+    for split in ("train", "valid"):
+        records = [(row, int(one_hot[n].argmax()), f"{n}") for n, row in enumerate(features)]
+        shards.write_all(tmp_path / "data" / split, records, "float32", ["no", "yes"])
+    models, temperatures = [small_model(), small_model()], []
+
+    def train(model, save):
+        training.train("toy", model, parameters(), data=tmp_path / "data", seed=0, save=save)
+
+    def no_space(temperature):
+        temperatures.append(temperature)
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        train(models[0], no_space)
+    capsys.readouterr()
+    train(models[1], temperatures.append)
+    shown = capsys.readouterr().out
+    assert "resumed after epoch 4 of 4" in shown
+    assert "epoch 1/4" not in shown
+    for first, second in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert temperatures[0] == temperatures[1]
+    assert not list((tmp_path / ".backup").glob("toy/*"))
+
+
+def test_equal_pictures_that_are_no_squares_train_as_squares(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "valid"):
+        records = ((np.full((20, 24, 3), 9 * n, np.uint8), n % 2, f"{n}") for n in range(16))
+        shards.write_all(tmp_path / "data" / split, records, "uint8", ["no", "yes"])
+    images = keras.Input((16, 16, 3))
+    quarter_turns = augment.random_symmetry_layer([augment.IDENTITY, augment.QUARTER_TURN], 0)
+    pixels = keras.layers.Flatten()(quarter_turns(images))
+    model = keras.Model(images, keras.layers.Dense(2)(pixels))
+    saved = []
+    training.train(
+        "toy",
+        model,
+        parameters(epochs=1),
+        data=tmp_path / "data",
+        seed=0,
+        save=saved.append,
+        image_size=16,
+    )
+    assert len(saved) == 1
 
 
 def rates(steps, **changes):
@@ -280,6 +335,14 @@ def test_training_that_diverges_stops_with_the_cure_and_keeps_the_last_good_epoc
     with pytest.raises(UserError, match=r"diverged: the loss of epoch 1 .*nan; lower.*clip_norm"):
         fit(small_model(), tmp_path, make_validation=broken)
     assert not list((tmp_path / "backup").glob("epoch-*"))
+
+
+def test_training_that_diverges_does_not_wait_for_the_end_of_an_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "REPORT_SECONDS", 0)
+    model = small_model()
+    model.layers[-1].bias.assign([np.nan, np.nan])
+    with pytest.raises(UserError, match=r"diverged: the loss of epoch 1 is nan; lower.*clip_norm"):
+        fit(model, tmp_path)
 
 
 def test_label_smoothing_raises_the_loss_of_a_sure_and_right_model():
@@ -382,6 +445,28 @@ def test_layers_are_unfrozen_by_block_by_name_by_pattern_and_by_number(choice):
 def test_a_choice_that_unfreezes_nothing_is_refused(choice, message):
     with pytest.raises(UserError, match=message):
         unfrozen_layers(choice, ["stem", "block1_conv"], {"block1": ["block1_conv"]})
+
+
+def test_layers_of_a_model_inside_belong_to_its_block(toy_classifier):
+    images = keras.Input((32, 32, 3))
+    inside = keras.Sequential([keras.layers.Conv2D(4, 2, 2, name="shrink_conv")], name="shrink")
+    x = inside(keras.layers.Conv2D(4, 2, 2, name="stem_conv")(images))
+    backbone = keras.Model(images, keras.layers.Conv2D(16, 1, name="last")(x), name="backbone")
+    head = toy_classifier("linear").get_layer("head")
+    model = models.assemble(models.with_any_size(backbone), head)
+    layers = {layer.name: layer for layer in models.leaf_layers(model.get_layer("backbone"))}
+    trained = models.training_model(model, keras.layers.Identity(), [32, 32, 3])
+    for choice, trainable in (("shrink", {"shrink_conv", "last"}), ("last", {"last"})):
+        unfreeze(model, choice, True)
+        with_weights = {name for name, layer in layers.items() if layer.weights}
+        assert {name for name in with_weights if layers[name].trainable} == trainable
+        unfreeze(model, "all", True)
+        given = fine_tune_params(gradual_unfreezing=[[1, choice]])
+        variables = trained.trainable_variables
+        factors = rate_factors_by_epoch(variables, model.get_layer("backbone"), given)(1)
+        paired = zip(variables, factors, strict=True)
+        moving = {variable.path.split("/")[-2] for variable, factor in paired if factor}
+        assert moving == {*trainable, "logits"}
 
 
 def test_rates_fall_block_by_block_towards_the_input(toy_classifier):
@@ -488,6 +573,8 @@ def test_steps_of_unfreezing_and_of_sizes_are_checked():
         fine_tune_params(image_sizes=[[1, 0]])
     with pytest.raises(UserError, match=r"gradual_unfreezing.*expected null, or a list of \[epoch"):
         fine_tune_params(gradual_unfreezing="all")
+    with pytest.raises(UserError, match=r"layers whose turn has not come"):
+        fine_tune_params(gradual_unfreezing=[[1, "none"]], batch_norm_statistics="updated")
 
 
 def test_statistics_of_unfrozen_norms_move_where_they_are_asked_to(toy_classifier):
@@ -657,14 +744,54 @@ def test_images_are_smaller_where_an_epoch_says_so_and_whole_out_of_training(toy
         np.testing.assert_allclose(trained(images, training=False), whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["dense", "residual"])
+def test_layers_of_several_depths_train_on_smaller_images(kind):
+    backbone = models.at_layers(
+        models.with_any_size(backbones.build("tiny", None, 32)), ["block0_relu", "block1_relu"]
+    )
+    channels = [feature_map.shape[-1] for feature_map in backbone.output]
+    shape = (8, 8, sum(channels)) if kind == "residual" else (sum(channels),)
+    head = heads.build(kind, shape, 3, hidden_units=[8], dropout=0.0)
+    model = models.assemble(backbone, head)
+    trained = models.training_model(
+        model, keras.layers.Identity(), [32, 32, 3], image_sizes=[(1, 16), (2, 32)]
+    )
+    training.compile_model(trained, fine_tune_params(image_sizes=[[1, 16], [2, 32]]), 4)
+    images, labels = eight_images()
+    for epoch in (1, 2):
+        trained.begin_epoch(epoch)
+        assert np.isfinite(trained.train_on_batch(images, labels)[0])
+
+
 def test_a_network_of_one_size_says_that_it_is_one(toy_classifier):
     model = toy_classifier("linear")
     images = keras.Input((32, 32, 3))
     flat = keras.layers.Dense(16)(keras.layers.Flatten()(images))
     backbone = keras.Model(images, keras.layers.Reshape((1, 1, 16))(flat), name="backbone")
     fixed = models.assemble(models.with_any_size(backbone), model.get_layer("head"))
-    with pytest.raises(UserError, match=r"image_sizes: this network, of 32 pixels, does not take"):
+    with pytest.raises(UserError, match=r"image_sizes: this network, of 32 pixels, or its"):
         models.training_model(fixed, keras.layers.Identity(), [32, 32, 3], image_sizes=[(1, 16)])
+
+
+def test_a_head_that_needs_larger_maps_says_so_before_it_trains(toy_classifier):
+    model = toy_classifier("conv")  # 7 by 7 on 8 by 8
+    with pytest.raises(UserError, match=r"image_sizes: this network.*or its head does not take"):
+        models.training_model(model, keras.layers.Identity(), [32, 32, 3], image_sizes=[(1, 16)])
+
+
+@pytest.mark.parametrize(
+    ("shape", "crop_area", "side"),
+    [
+        ([300, 300, 3], 0.6, 300),
+        ([32, 32, 3], 1.0, 32),
+        # Crops are cut from all pixels that are there, whatever the pictures' shapes.
+        ([240, 300, 3], 0.6, 300),
+        (None, 0.6, 300),
+        (None, 1.0, 192),
+    ],
+)
+def test_training_images_come_as_squares(shape, crop_area, side):
+    assert training_side(shape, 192, 300, crop_area) == side
 
 
 def test_training_at_two_sizes_lowers_the_loss(toy_classifier, tmp_path):

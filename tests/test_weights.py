@@ -26,7 +26,7 @@ from stages.common import (
     weights,
 )
 from stages.common.run import UserError
-from tests.conftest import ROOT
+from tests import ROOT
 from tests.test_params import error_of
 from tests.test_training import parameters
 
@@ -296,6 +296,7 @@ def test_history_has_the_weighted_loss_and_plain_accuracy_and_validation(tmp_pat
         parameters(learning_rate=1e-9, epochs=1, batch_size=4),
         data=tmp_path / "features",
         seed=0,
+        save=lambda temperature: None,
         image_weights=load(sample_weight_column="quality"),
     )
     with (paths.PLOTS / "toy" / "history.csv").open() as file:
@@ -341,6 +342,7 @@ def test_a_rare_class_is_found_more_often_with_weights(tmp_path, monkeypatch, ch
             parameters(learning_rate=0.05, epochs=15, batch_size=40),
             data=tmp_path / "features",
             seed=0,
+            save=lambda temperature: None,
             image_weights=weights.load(asked, "toy", ["common", "rare"], [380, 20]),
         )
         found = model.predict(features, verbose=0).argmax(axis=1)

@@ -10,7 +10,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 TRACKED = (
     ".dvc/config",
     ".dvc/plots",
@@ -21,6 +22,7 @@ TRACKED = (
     "tools",
     "presets",
     "models/own",
+    "data/own/README.md",
 )
 OVERRIDES = {
     "dataset": {"name": "image_folder"},
@@ -54,7 +56,7 @@ class ToyProject:
         self.set_params(OVERRIDES)
         draw_images(folder / "data" / "own")
         (folder / ".gitignore").write_text(
-            "/.backup/\n/data/downloads/\n/data/own/*\n__pycache__/\n"
+            "/.backup/\n/data/downloads/\n/data/own/*\n!/data/own/README.md\n__pycache__/\n"
         )
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
         self.commit("toy")

@@ -188,6 +188,7 @@ def main() -> None:
     counts = sorted(options.images)
     if counts[0] < 100:
         raise UserError(f"expected 100 images or more, received {counts[0]}")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Measured] = []
     repeated = [count for count in counts if count <= LARGEST_REPEATED]
     alone = [[count] for count in counts if count > LARGEST_REPEATED]
@@ -195,7 +196,6 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="warmstart-scale-") as folder:
             rows += measure_all(together, Path(folder))
         print(growth(rows), flush=True)
-        options.output.parent.mkdir(exist_ok=True)
         results = {
             "cores": cores(),
             "side": SIDE,

@@ -99,7 +99,7 @@ def head_accuracies(seeds: int) -> dict[str, list[float]]:
     backbone = models.load(paths.BACKBONE)
     side = backbone.get_layer("resize").height
     index = shards.read_index(paths.IMAGES / "train")
-    pooled = keras.Model(backbone.input, models.pooling(backbone.output)(backbone.output))
+    pooled = keras.Model(backbone.input, models.as_features(backbone.output, "pooled"))
     inputs = keras.Input(pooled.output_shape[1:])
 
     def features_of(split: str):
@@ -172,7 +172,11 @@ def _head_as_ours(folder: Path, seed: int) -> float:
     def labelled(batches):
         return training.with_one_hot(batches, len(index.class_names))
 
-    with contextlib.redirect_stdout(io.StringIO()):  # a line for each epoch
+    # A line for each epoch; and a backup, from which the next seed would go on.
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        tempfile.TemporaryDirectory(dir=folder) as backup,
+    ):
         history = training.fit(
             model,
             given,
@@ -183,7 +187,7 @@ def _head_as_ours(folder: Path, seed: int) -> float:
             ),
             validation_batches=labelled(shards.batches(folder / "valid", BATCH)),
             images_per_epoch=index.count,
-            backup=folder / "backup",
+            backup=Path(backup),
         )
     return history[-1]["val_accuracy"]
 
@@ -199,7 +203,7 @@ def forward_pass() -> tuple[Cases, int]:
     images = np.concatenate(
         [batch[0].numpy() for batch in shards.batches(folder, 64, image_size=side)]
     )
-    pooled = keras.Model(backbone.input, models.pooling(backbone.output)(backbone.output))
+    pooled = keras.Model(backbone.input, models.as_features(backbone.output, "pooled"))
 
     def ours(make: Callable) -> Callable[[], None]:
         extract = make(backbone, "pooled", [augment.IDENTITY])

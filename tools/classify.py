@@ -24,14 +24,22 @@ def imagenet_classifier(name: str):
     Raises:
         UserError: an unknown name, a network without weights, weights that can't be reached.
     """
+    return backbones.build(name, "imagenet", native_size(name), with_top=True)
+
+
+def native_size(name: str) -> int:
+    """The side in pixels of the pictures that a network with ImageNet weights wants.
+
+    Raises:
+        UserError: an unknown name, or a network without weights.
+    """
     known = [row for row in backbones.BACKBONES if "imagenet" in backbones.BACKBONES[row].weights]
     if name not in known:
         raise UserError(
             f"--backbone: expected one of the {len(known)} networks with ImageNet weights that "
             f"`python -m tools.backbones` lists, received {name!r}{params.nearest(name, known)}"
         )
-    side = backbones.BACKBONES[name].native_size
-    return backbones.build(name, "imagenet", side, with_top=True)
+    return backbones.BACKBONES[name].native_size
 
 
 def class_names() -> list[str]:
@@ -116,16 +124,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     """Prints the likeliest classes; files that can't be read make the exit status 1."""
     options = parse(sys.argv[1:])
-    side_of = {name: row.native_size for name, row in backbones.BACKBONES.items()}
+    side = native_size(options.backbone)
     squares, bad = [], 0
     for path in options.images:
         try:
             encoded = path.read_bytes()
-            squares.append((path, centre_square(encoded, side_of.get(options.backbone, 224))))
+            squares.append((path, centre_square(encoded, side)))
         except (OSError, images.BadImage) as error:
             bad += 1
             why = error.strerror if isinstance(error, OSError) else str(error)
             print(f"error: {path}: {why}", file=sys.stderr)
+    some_are_none = UserError(
+        f"{bad} of {len(options.images)} files are no images; they are named above"
+    )
+    if not squares:
+        if options.json:
+            print("[]")
+        raise some_are_none
     start_tensorflow()
     model = imagenet_classifier(options.backbone)
     names, found = class_names(), []
@@ -143,11 +158,11 @@ def main() -> None:
                 print(f"  {row['probability']:6.1%}  {row['class']}")
     if options.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
-    if options.show_preprocessed and squares:
+    if options.show_preprocessed:
         pictures = [(path.name, square) for path, square in squares]
         draw_input(model, pictures, options.show_preprocessed)
     if bad:
-        raise UserError(f"{bad} of {len(options.images)} files are no images; they are named above")
+        raise some_are_none
 
 
 if __name__ == "__main__":

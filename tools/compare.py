@@ -14,12 +14,11 @@ from pathlib import Path
 
 import yaml
 
-from stages.common import params
+from stages.common import params, paths
 from stages.common.run import UserError, run
 from tools import revisions
 from tools.summary import HEADLINES, ends
 
-MODELS = ("head", "fine_tuned")
 STAGES = ("train_head", "fine_tune")
 MOST_CLASSES = 20  # of a confusion matrix that can be read in a comment
 
@@ -164,21 +163,19 @@ def _save(figure, file: Path) -> None:
 
 def draw(commit: str, folder: Path) -> dict[str, str]:
     """Draws all pictures; title to the name of the file."""
-    after = {
-        stage: text
-        for stage in STAGES
-        if (text := revisions.read_result(None, f"plots/{stage}/history.csv")) is not None
-    }
-    before = {
-        stage: text
-        for stage in STAGES
-        if (text := revisions.read_result(commit, f"plots/{stage}/history.csv")) is not None
-    }
+    before, after = (
+        {
+            stage: text
+            for stage in STAGES
+            if (text := revisions.read_result(side, f"plots/{stage}/history.csv")) is not None
+        }
+        for side in (commit, None)
+    )
     drawn = {}
     if after:
         draw_curves(before, after, folder / "curves.png")
         drawn["Learning curves" if before else "Learning curves, of the work tree"] = "curves.png"
-    for model in MODELS:
+    for model in paths.CLASSIFIERS:
         path = f"plots/{model}/confusion.csv"
         if text := revisions.read_result(None, path):
             title = f"Confusion of {model.replace('_', '-')} on the test split"
@@ -202,9 +199,9 @@ def comment(revision: str, pictures: Path | None, image_base: str) -> str:
         f"## Metrics against `{revision}` ({commit[:7]})",
         "Brackets: 95 % intervals on the test split.",
     ]
-    if revisions.split_of_lock(None) != revisions.split_of_lock(commit):
+    if not revisions.same_test_images(commit):
         parts.append("**The test images differ, so that the numbers can't be compared.**")
-    for model in MODELS:
+    for model in paths.CLASSIFIERS:
         before, after = (
             json.loads(revisions.read(side, f"metrics/{model}.json")) for side in (commit, None)
         )

@@ -8,11 +8,11 @@ import json
 import sys
 from pathlib import Path
 
+from stages.common import paths
 from stages.common.run import UserError, run
 
 TOLERANCE = 0.02
 COMPARED = ("accuracy", "roc_auc")
-MODELS = ("head", "fine_tuned")
 
 
 def differences(old: dict, new: dict) -> dict[str, tuple[float, float]]:
@@ -42,7 +42,7 @@ def main() -> None:
         raise UserError("expected two folders of metrics, the old one and the new one")
     old, new = map(Path, sys.argv[1:])
     beyond = []
-    for model in MODELS:
+    for model in paths.CLASSIFIERS:
         for name, (before, after) in differences(read(old, model), read(new, model)).items():
             far = not abs(after - before) <= TOLERANCE  # not a number is far as well
             beyond += [f"{model} {name}"] if far else []

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from typing import Any
 
-from tools.sweep import untracked_data
+from tools.sweep import dvc, untracked_data
 
 
 def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:
@@ -19,8 +20,12 @@ def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:
         target: the stage to run up to.
         values: of params.yaml, `section.key` to value.
     """
-    words = ["--temp", "--force", "--name", name]
-    words += [word for path in untracked_data(values) for word in ("--copy-paths", path)]
+    # DVC's own --force would run every stage again, whether anything changed or not.
+    if name in dvc("exp", "list", "--name-only").split():
+        dvc("exp", "remove", name)
+    words = ["--temp", "--name", name]
+    chosen = {key: [value] for key, value in values.items()}
+    words += [word for path in untracked_data(chosen) for word in ("--copy-paths", path)]
     for key, value in values.items():
         words += ["-S", f"{key}={as_override(value)}"]
     return subprocess.Popen(
@@ -34,7 +39,14 @@ def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:
 
 
 def as_override(value: Any) -> str:
-    """A value as `dvc exp run -S` reads it, by Hydra's grammar: JSON, but for keys unquoted."""
+    """A value as `dvc exp run -S` reads it, by Hydra's grammar.
+
+    It is JSON but for keys, which are unquoted, and backslashes, which count as they stand unless a
+    quote follows.
+    """
+    if isinstance(value, str):
+        escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+        return '"' + re.sub(r"(\\+)$", r"\1\1", escaped) + '"'
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{as_override(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list):

@@ -15,7 +15,7 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -175,6 +175,23 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _test_index(model: Path, class_names: Sequence[str]) -> shards.Index:
+    """The index of the test images, on which files are tried; UserError without the model's."""
+    folder = paths.IMAGES / "test"
+    if not (folder / shards.INDEX_FILE).exists():
+        raise UserError(
+            f"{folder} has no test images, on which every file is tried beside the model; `make "
+            "repro` or `dvc pull` brings them"
+        )
+    index = shards.read_index(folder)
+    if list(index.class_names) != list(class_names):
+        raise UserError(
+            f"{model} knows the classes {', '.join(class_names)}, and {folder} has "
+            f"{', '.join(index.class_names)}: they are not its test images"
+        )
+    return index
+
+
 def main() -> None:
     """Exports, compares, writes the table; fails where a float32 file differs."""
     parser = argparse.ArgumentParser(prog="tools.export", description=__doc__.split(":")[0])
@@ -182,7 +199,7 @@ def main() -> None:
     options = parser.parse_args()
     onnx_engine.check_installed("tools.export")
     class_names = models.class_names(options.model)
-    index = shards.read_index(paths.IMAGES / "test")
+    index = _test_index(options.model, class_names)
     start_tensorflow()
     import tensorflow as tf
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from stages.common import params, splits
+from stages.common import params, paths, splits
 from stages.common.run import UserError, run
 from tools import revisions
 
@@ -174,11 +174,11 @@ def table(verdicts: list[Verdict]) -> str:
 
 def check_test_images(against: str, rule: str) -> None:
     """Says where the two sides did not test on the same images; UserError under `require`."""
-    if revisions.split_of_lock(None) == revisions.split_of_lock(against):
+    if revisions.same_test_images(against):
         return
     text = (
-        f"{splits.SPLITS_FILE} is not that of {against}, so that both were measured on other test "
-        "images and their numbers can't be compared"
+        f"neither {splits.SPLITS_FILE} nor {paths.IMAGES / 'test'} is that of {against}, so that "
+        "both were measured on other test images and their numbers can't be compared"
     )
     if rule == "require":
         raise UserError(

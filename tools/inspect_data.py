@@ -22,6 +22,11 @@ MOST_CLASSES_NAMED = 6
 UNBALANCED = 3  # times the images of the smallest class
 FEW_TEST_IMAGES = 100
 LONG_AND_NARROW = 2  # width over height, or height over width
+SEEN_AS = {
+    "squash": "them squashed to a square",
+    "crop": "their middle alone",
+    "pad": "them small, between black borders",
+}  # preprocess.resize to what becomes of such a picture
 GREY_LEVELS = 0.5  # difference of channel means of a grey picture
 STEP = 32  # pixels; networks halve the picture five times
 # On CIFAR-10, whose images are 32 pixels, a frozen network that sees 128 is 2 points worse than
@@ -142,7 +147,7 @@ def what_is_wrong(found: Found, metrics: dict | None, content: dict[str, Any]) -
     if narrow > 0.05:
         lines.append(
             f"{100 * narrow:.0f} % of the images are more than {LONG_AND_NARROW} times as long as "
-            "wide; the network sees them squashed to a square"
+            f"wide; the network sees {SEEN_AS[content['preprocess']['resize']]}"
         )
     if metrics is None:
         lines.append("the data could not be divided; the error above says why")

@@ -19,6 +19,8 @@ COMMANDS = (
     ("evaluate", "head"),
     ("fine_tune",),
     ("evaluate", "fine_tuned"),
+    ("compare",),
+    ("report",),
 )
 # Kibibytes on Linux, bytes on macOS.
 UNIT = 1 if sys.platform == "darwin" else 1024

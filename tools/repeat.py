@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import dvc.api
+import yaml
 
 from stages.common import params, paths
 from stages.common.run import UserError, run
-from tools import check_params, experiment
+from tools import check_params, experiment, sweep
 from tools.search import with_values
-from tools.sweep import dvc as run_dvc
 
 METRICS = ("accuracy", "weighted_accuracy", "balanced_accuracy", "roc_auc", "loss")
-MODELS = ("head", "fine_tuned")
 
 
 def name_of(target: str, values: dict[str, Any]) -> str:
-    """A name that is equal where commit, changes since, params, target and values are."""
+    """A name that is equal where commit, changes since, params, target, values and data are."""
     commit, changes = (
         subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout
         for words in (("rev-parse", "HEAD"), ("diff", "HEAD"))
@@ -38,6 +37,7 @@ def name_of(target: str, values: dict[str, Any]) -> str:
         params.PARAMS_FILE.read_text(encoding="utf-8"),
         target,
         json.dumps(values),
+        json.dumps(sweep.state_of(sweep.untracked_data({k: [v] for k, v in values.items()}))),
     ]
     return f"repeat-{hashlib.sha256(''.join(parts).encode()).hexdigest()[:10]}"
 
@@ -45,7 +45,7 @@ def name_of(target: str, values: dict[str, Any]) -> str:
 def run_once(target: str, values: dict[str, Any]) -> str:
     """Runs the experiment up to a stage, unless it has been; its name."""
     name = name_of(target, values)
-    if name in run_dvc("exp", "list", "--name-only").split():
+    if name in sweep.dvc("exp", "list", "--name-only").split():
         return name
     process = experiment.start(name, target, values)
     last_lines: list[str] = []
@@ -63,18 +63,47 @@ def run_once(target: str, values: dict[str, Any]) -> str:
 
 def read_metrics(name: str, model: str) -> dict[str, float]:
     """All numbers of a model in an experiment, nested names joined by points."""
-    text = dvc.api.read((paths.METRICS / f"{model}.json").as_posix(), rev=name)
+    return flat(json.loads(dvc.api.read((paths.METRICS / f"{model}.json").as_posix(), rev=name)))
+
+
+def flat(metrics: dict, prefix: str = "") -> dict[str, float]:
+    """Nested numbers, their names joined by points."""
     found: dict[str, float] = {}
-
-    def flatten(values: dict, prefix: str) -> None:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                flatten(value, f"{prefix}{key}.")
-            else:
-                found[f"{prefix}{key}"] = value
-
-    flatten(json.loads(text), "")
+    for key, value in metrics.items():
+        inside = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
     return found
+
+
+def check_names(model: str, names: list[str] | None, path: Path | None) -> None:
+    """Says before the work what may be refused after it: a name that the last run's metrics lack.
+
+    Other params may bring it.
+
+    Raises:
+        UserError: the file has other columns than these.
+    """
+    last = paths.METRICS / f"{model}.json"
+    if last.exists():
+        try:
+            chosen(flat(json.loads(last.read_text(encoding="utf-8"))), names)
+        except UserError as error:
+            print(f"warning: in the last run, {last}, {error}", flush=True)
+    if path and names:
+        check_columns(path, ["model", "change", "seed", *names])
+
+
+def check_columns(path: Path, columns: list[str]) -> None:
+    """UserError where a file that is there has other columns."""
+    if not path.exists():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        found = csv.DictReader(file).fieldnames
+    if found != columns:
+        raise UserError(
+            f"{path} has columns {', '.join(found or [])}, and these results "
+            f"{', '.join(columns)}; choose the same by --metrics, or another file"
+        )
 
 
 def chosen(metrics: dict[str, float], names: list[str] | None) -> list[str]:
@@ -106,16 +135,12 @@ def keep(path: Path, model: str, change: str, rows: list[dict[str, float]]) -> N
         UserError: the file has other columns.
     """
     columns = ["model", "change", "seed", *rows[0]]
+    check_columns(path, columns)
     kept = []
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if reader.fieldnames != columns:
-                raise UserError(
-                    f"{path} has columns {', '.join(reader.fieldnames or [])}, and these results "
-                    f"{', '.join(columns)}; choose the same by --metrics, or another file"
-                )
-            kept = [row for row in reader if (row["model"], row["change"]) != (model, change)]
+            rows_there = csv.DictReader(file)
+            kept = [row for row in rows_there if (row["model"], row["change"]) != (model, change)]
     new = [{"model": model, "change": change, "seed": seed, **row} for seed, row in enumerate(rows)]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -127,7 +152,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="tools.repeat", description=__doc__.split(":")[0])
     parser.add_argument("--seeds", type=int, required=True, help="how many: 0 to one less")
-    parser.add_argument("--model", choices=MODELS, default="fine_tuned")
+    parser.add_argument("--model", choices=paths.CLASSIFIERS, default="fine_tuned")
     parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--metrics", nargs="+", metavar="NAME", help=f"default: {' '.join(METRICS)}"
@@ -149,8 +174,12 @@ def main() -> None:
         key, equals, value = change.partition("=")
         if not equals:
             raise UserError(f"-S: expected KEY=VALUE, received {change!r}")
-        values[key] = params.parse(value)
+        try:
+            values[key] = params.parse(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"-S: expected {key}=YAML, received {value!r}: {error}") from None
     check_params.check(with_values({**values, "seed": 0}), "params.yaml with -S")
+    check_names(options.model, options.metrics, options.csv)
     rows = []
     for seed in range(options.seeds):
         print(f"seed {seed}, {seed + 1} of {options.seeds}", flush=True)

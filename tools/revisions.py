@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from stages.common import splits
+from stages.common import paths, splits
 from stages.common.run import UserError
 
 
@@ -41,12 +41,14 @@ def read(revision: str | None, path: str) -> str:
 
 
 def read_result(revision: str | None, path: str) -> str | None:
-    """A result's text, from Git or from DVC's cache or remote; None where it is in none of them."""
+    """A result's text, from Git or from DVC's cache or remote; None where it is in none of them.
+
+    One that a fresh clone's work tree lacks is that of its commit.
+    """
     try:
         return read(revision, path)
     except UserError:
-        if revision is None:
-            return None
+        revision = revision or resolve("HEAD")
     import dvc.api
     from dvc.exceptions import DvcException
     from dvc_data.index import DataIndexDirError
@@ -57,13 +59,26 @@ def read_result(revision: str | None, path: str) -> str | None:
         return None
 
 
-def split_of_lock(revision: str | None) -> str:
-    """The hash of the table of splits that dvc.lock of a revision holds."""
-    lock = yaml.safe_load(read(revision, "dvc.lock"))
-    for output in lock.get("stages", {}).get("split", {}).get("outs", []):
-        if output["path"] == splits.SPLITS_FILE.as_posix():
-            return output["md5"]
-    raise UserError(f"dvc.lock has no {splits.SPLITS_FILE}; run `make repro`")
+def same_test_images(revision: str) -> bool:
+    """Whether the work tree and a revision tested on the same images, by both files dvc.lock.
+
+    They did with one table of splits, and with equal test images beside others to train on, where
+    the source's own test split is kept.
+    """
+    locks = [yaml.safe_load(read(side, "dvc.lock"))["stages"] for side in (None, revision)]
+    tables = [_hash_in(lock, "split", "outs", splits.SPLITS_FILE) for lock in locks]
+    if None in tables:
+        raise UserError(f"dvc.lock has no {splits.SPLITS_FILE}; run `make repro`")
+    pictures = [_hash_in(lock, "evaluate@head", "deps", paths.IMAGES / "test") for lock in locks]
+    return tables[0] == tables[1] or pictures[0] == pictures[1] is not None
+
+
+def _hash_in(lock: dict, stage: str, kind: str, path: Path) -> str | None:
+    """The hash of one of a stage's files in dvc.lock; None where it is not there."""
+    for entry in lock.get(stage, {}).get(kind, []):
+        if entry["path"] == path.as_posix():
+            return entry["md5"]
+    return None
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess:

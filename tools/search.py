@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from stages.common import params, paths
 from stages.common.run import UserError, run
-from tools import check_params, experiment
+from tools import check_params, experiment, sweep
 from tools.preset import PRESETS
 
 MEMORY = Path(".search")
@@ -261,8 +261,8 @@ def open_study(name: str, seed: int, space: str = ""):
     )
     if study.user_attrs.get("space", space) != space:
         raise UserError(
-            f"the search {name} was begun with other params, values or stage, and losses of both "
-            f"can't be compared; give the file of the space another name, or remove "
+            f"the search {name} was begun with other params, values, stage or data, and losses of "
+            f"both can't be compared; give the file of the space another name, or remove "
             f"{MEMORY / name}.db"
         )
     study.set_user_attr("space", space)
@@ -310,7 +310,10 @@ def main() -> None:
         raise UserError("Optuna is not installed; `make extra NAME=search` installs it") from None
     name = options.space.stem
     searched = {key: value for key, value in params.read().items() if key in KNOWN_SECTIONS}
-    described = json.dumps([params.read(options.space), searched], sort_keys=True, default=str)
+    known_by = [params.read(options.space), searched]
+    if data := sweep.state_of(sweep.untracked_data({})):
+        known_by.append(data)
+    described = json.dumps(known_by, sort_keys=True, default=str)
     study = open_study(name, params.load_seed(), described)
     if not study.trials and (present := present_values(space)):
         study.enqueue_trial(present)  # what there is now is what the others are compared with

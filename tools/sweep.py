@@ -15,13 +15,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from stages.common import own_weights, params
+from stages.common import params
 from stages.common.run import UserError, progress, run
 
 POLL_SECONDS = 5
@@ -35,6 +34,7 @@ DROPPED = "|".join(
         r"(data|models|plots|reports)/|metrics/\w+\.json$",
     )
 )
+MOST_COPIES = 1000  # named on one command line
 WORKERS = Path(".dvc/tmp/exps/celery")  # where DVC notes the processes of its workers
 WAITING = ("Queued", "Running")
 ENDED = ("Success", "Failed")
@@ -117,28 +117,52 @@ def running_workers() -> int:
     return found
 
 
-def untracked_data(values: Mapping[str, Any]) -> list[str]:
+def untracked_data(values: Mapping[str, Sequence[str]]) -> list[str]:
     """Data and weights that Git does not hold: an experiment's own folder needs a copy.
 
+    Stages depend on them, used or not: without a copy they would run again.
+
     Args:
-        values: `section.key` to value, where it is another one than that of params.yaml.
+        values: `section.key` to its values, where they are others than that of params.yaml.
     """
     content = params.read()
-    data, own, weights = (
-        values.get(f"{section}.{key}", content[section][key])
-        for section, key in (
-            ("dataset", "path"),
-            ("backbone", "own_weights"),
-            ("backbone", "weights"),
-        )
-    )
-    paths = [data, own] if weights and weights.endswith(own_weights.SUFFIXES) else [data]
-    command = ["git", "status", "--porcelain", "--ignored", "--untracked-files=all", "--"]
-    return [
+    paths = [
         path
-        for path in paths
-        if subprocess.run([*command, path], capture_output=True, text=True).stdout.strip()
+        for section, key in (("dataset", "path"), ("backbone", "own_weights"))
+        for path in values.get(f"{section}.{key}", [content[section][key]])
     ]
+    # The topmost names of what Git does not hold: DVC copies no folder onto one that is there.
+    command = ["git", "ls-files", "--others", "--directory", "--no-empty-directory", "-z", "--"]
+    found = [
+        name.rstrip("/")
+        for path in paths
+        for name in subprocess.run([*command, path], capture_output=True, text=True).stdout.split(
+            "\0"
+        )
+        if name
+    ]
+    if len(found) > MOST_COPIES:
+        raise UserError(
+            f"{', '.join(paths)}: expected at most {MOST_COPIES} files and folders that Git does "
+            f"not hold, each of which an experiment has to copy, received {len(found)}; put the "
+            "files into folders"
+        )
+    return found
+
+
+def state_of(paths: Iterable[str]) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of change of every file in folders, and of files: what an edit moves.
+
+    Hidden ones, which systems leave behind, are left out.
+    """
+    files = {
+        file
+        for path in paths
+        for file in (Path(path).rglob("*") if Path(path).is_dir() else [Path(path)])
+        if file.is_file() and not file.name.startswith(".")
+    }
+    stats = [(file.as_posix(), file.stat()) for file in sorted(files)]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def start(worker_devices: list[str | None]) -> None:
@@ -206,7 +230,8 @@ def main() -> None:
     earlier = Counter({state: before[state] for state in ENDED})
     if options.set_param:
         words = [word for change in options.set_param for word in ("-S", change)]
-        values = dict(change.split("=", 1) for change in options.set_param if "=" in change)
+        changes = [change.split("=", 1) for change in options.set_param if "=" in change]
+        values = {key: [one.strip("'\" ") for one in text.split(",")] for key, text in changes}
         copies = [word for path in untracked_data(values) for word in ("--copy-paths", path)]
         print(dvc("exp", "run", "--queue", *copies, *words), end="", flush=True)
     start(worker_devices)

@@ -128,6 +128,8 @@ def resolve(backbone, chosen: str | Sequence[str] | None) -> list[str]:
             layer
             for block, layer in of_block.items()
             if any(backbone.get_layer(name).weights for name in holders[block])
+            # Transformers' blocks give tokens.
+            and len(backbone.get_layer(layer).output.shape) == 4
         ]
     known = {layer.name: layer for layer in backbone.layers}
     found = []

@@ -13,7 +13,8 @@ from stages.common import plots
 from stages.common.columns import encode
 from stages.common.splits import SPLIT_NAMES
 
-SPLIT_COLORS = dict(zip(SPLIT_NAMES, (plots.BLUE, plots.ORANGE, plots.GREEN), strict=True))
+# The lines of splits lie on each other: where one is dashed, all are seen.
+SPLIT_LINES = dict(zip(SPLIT_NAMES, ("-", (0, (4, 2)), (0, (1, 1))), strict=True))
 # Red, green and blue as Okabe and Ito have them.
 CHANNEL_COLORS = {"red": plots.ORANGE, "green": plots.GREEN, "blue": plots.BLUE}
 MOST_CLASSES = 40
@@ -47,7 +48,7 @@ def class_balance(path: Path, rows: Sequence[tuple[str, str, int]]) -> None:
     labels, which = _largest_and_smallest(sizes, MOST_CLASSES)
     figure, axis = _axes(width=7, height=1.5 + 0.45 * len(labels))
     height = 0.27
-    for number, (split, color) in enumerate(SPLIT_COLORS.items()):
+    for number, (split, color) in enumerate(plots.SPLIT_COLORS.items()):
         rows_of_split = np.arange(len(labels)) + (number - 1) * height
         values = [counts[label].get(split, 0) for label in labels]
         bars = axis.barh(rows_of_split, values, height, label=split, color=color)
@@ -72,7 +73,10 @@ def sizes(path: Path, width_height: np.ndarray) -> None:
 
     widths, heights = width_height.T
     figure = Figure(figsize=(10, 3.8), layout="constrained")
-    figure.suptitle(f"Sizes of {_count(len(widths), 'image')}", fontsize=13)
+    title = f"Sizes of {_count(len(widths), 'image')}"
+    if widths.min() == widths.max() and heights.min() == heights.max():
+        title += f", all {widths[0]:,} × {heights[0]:,} pixels"
+    figure.suptitle(title, fontsize=13)
     left, right = figure.subplots(1, 2)
     edges = _log_edges(width_height)
     # The height is dashed: both lines are seen where they lie on each other.
@@ -83,7 +87,7 @@ def sizes(path: Path, width_height: np.ndarray) -> None:
         label = f"{name}: {_spread(values)}"
         left.stairs(_shares(values, edges), edges, label=label, color=color, lw=2.5, ls=style)
     _log_axis(left, edges)
-    left.set_xlabel("pixels")
+    left.set_xlabel("pixels (logarithmic scale)")
     left.set_title("Width and height")
 
     aspects = widths / heights
@@ -135,11 +139,15 @@ def channels(path: Path, means: np.ndarray, labels: Sequence[str], assigned: Seq
     bins = int(np.clip(2 * len(means) ** (1 / 3), 10, MOST_BINS))  # Rice's rule
     edges = np.linspace(0, 255, bins + 1)
     brightness = means.mean(axis=1)
-    for split, color in SPLIT_COLORS.items():
+    for split, color in plots.SPLIT_COLORS.items():
         values = brightness[splits_of == split_names.index(split)]
         label = f"{split} ({_count(len(values), 'image')})"
-        left.stairs(_shares(values, edges), edges, color=color, lw=2, label=label)
-    left.set_xlabel("mean of all channels, 0 (black) to 255 (white)")
+        left.stairs(
+            _shares(values, edges), edges, color=color, lw=2, ls=SPLIT_LINES[split], label=label
+        )
+    left.set_xlabel(
+        f"an image's mean{'' if grey else ' of all channels'}, 0 (black) to 255 (white)"
+    )
     left.set_ylabel("% of the split's images")
     left.set_title("Brightness by split")
     _from_zero(left)
@@ -162,7 +170,10 @@ def channels(path: Path, means: np.ndarray, labels: Sequence[str], assigned: Seq
         right.plot(middle, rows, "o", color="white", markeredgecolor=color, ms=5)
     _name_rows(right, shown)
     right.set_xlim(0, 255)
-    right.set_xlabel("mean of the channel: median, middle half (thick), middle 90 % (thin)")
+    right.set_xlabel(
+        f"{'brightness' if grey else 'mean of the channel'}, 0 (black) to 255 (white)\n"
+        "circle: median image; thick: middle half; thin: middle 90 %"
+    )
     right.set_title(f"{'Brightness' if grey else 'Colour'} by class{which}")
     if not grey:
         right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
@@ -234,7 +245,7 @@ def _from_zero(axis) -> None:
     """Percent from 0 to at most 100, with room for a legend above."""
     top = axis.dataLim.y1
     axis.set_ylim(0, 1.35 * top)
-    axis.set_yticks([tick for tick in axis.get_yticks() if tick <= min(100, 1.1 * top)])
+    axis.set_yticks([tick for tick in axis.get_yticks() if tick <= min(100, 1.2 * top)])
     axis.set_ylim(0, 1.35 * top)
 
 

@@ -3,7 +3,8 @@
 `write_all` writes, for one model, into plots/<model>/:
     roc.csv — class, false_positive_rate, true_positive_rate.
     precision_recall.csv — class, recall, precision.
-    reliability.csv — temperature (before or after), confidence, accuracy, images.
+    reliability.csv — temperature (before or after), confidence, accuracy, images; of views that
+        were averaged only after.
     classes.csv — class, f1, precision, recall, support.
     confusion.csv — actual, predicted: one row a test image.
     predictions.png, mistakes.png, uncertain.png, confused_pairs.png, explanations.png.
@@ -27,8 +28,12 @@ ALL_CLASSES = "all classes"
 GRID_SIDE = 5
 MOST_PAIRS = 6
 PAIR_EXAMPLES = 6
-EXPLAINED_OF_A_KIND = 8
-EXPLAINED_IN_A_ROW = 4
+EXPLAINED_OF_A_KIND = 6
+EXPLAINED_IN_A_ROW = 3
+MODEL_TITLES = {
+    "head": "The new head on the frozen network",
+    "fine_tuned": "The fine-tuned network",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,10 @@ class Results(Predictions):
         number = int(np.argsort(-row, kind="stable")[place])
         return f"{plots.shorten(self.class_names[number], 16)} {100 * row[number]:.1f} %"
 
+    def marked_guess(self, index: int) -> str:
+        """The guess behind a sign of right or wrong, which can be told apart without colours."""
+        return f"{'✓' if self.right[index] else '✗'} {self.guess(index)}"
+
     def color(self, index: int) -> str:
         """Blue where the model is right, orange where it is wrong."""
         return plots.BLUE if self.right[index] else plots.ORANGE
@@ -69,7 +78,7 @@ def write_all(
     image_size: int,
     labels: np.ndarray,
     probabilities: np.ndarray,
-    uncalibrated: np.ndarray,
+    temperature: float | None,
     ids: list[str],
     names: list[str],
     class_names: list[str],
@@ -85,14 +94,14 @@ def write_all(
         image_size: see shards.batches.
         labels: (images,), whole numbers below the number of classes, in stored order as all else.
         probabilities: (images, classes), after the temperature.
-        uncalibrated: (images, classes), before it.
+        temperature: see metrics.numbers.
         ids: of the images.
         names: of the images, for people.
         class_names: one for each column of `probabilities`.
         batch_size: images in one pass through the model.
     """
     results = Results(ids, labels, probabilities, class_names)
-    write_tables(folder, results, uncalibrated)
+    write_tables(folder, results, temperature)
     choices = gallery.choose(ids, labels, probabilities)
     grids = {
         "predictions": list(range(min(GRID_SIDE**2, len(ids)))),
@@ -134,9 +143,13 @@ def write_all(
     draw_explanations(folder / "explanations.png", results, overlays, pictures)
 
 
-def write_tables(folder: Path, results: Results, uncalibrated: np.ndarray) -> None:
+def write_tables(folder: Path, results: Results, temperature: float | None) -> None:
     """Writes the CSV files that DVC plots."""
     names = results.class_names
+    stages = {"after": results.probabilities}
+    if temperature is not None:
+        before = metrics.uncalibrated(results.probabilities, temperature)
+        stages = {"before": before, **stages}
     tables.write_csv(
         folder / "confusion.csv",
         ("actual", "predicted"),
@@ -160,8 +173,8 @@ def write_tables(folder: Path, results: Results, uncalibrated: np.ndarray) -> No
         ("temperature", "confidence", "accuracy", "images"),
         (
             (when, f"{confidence:.6g}", f"{accuracy:.6g}", images)
-            for when, values in (("before", uncalibrated), ("after", results.probabilities))
-            for confidence, accuracy, images in reliability_bins(results.labels, values)
+            for when, values in stages.items()
+            for confidence, accuracy, images in metrics.reliability_bins(results.labels, values)
         ),
     )
     tables.write_csv(
@@ -179,7 +192,7 @@ def one_vs_rest(results: Results) -> Iterator[tuple[str, np.ndarray, np.ndarray]
     curve.
     """
     labels, probabilities = results.labels, results.probabilities
-    numbers = range(1, 2) if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    numbers = metrics.curve_classes(probabilities.shape[1])
     if len(numbers) > MOST_CURVES:
         is_class = np.zeros(probabilities.shape, bool)
         is_class[np.arange(len(labels)), labels] = True
@@ -217,24 +230,6 @@ def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_CURVE_POINTS) -> np.ndar
         return np.arange(len(x))
     way = np.concatenate([[0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
     return np.unique(np.searchsorted(way, np.linspace(0, way[-1], most)))
-
-
-def reliability_bins(
-    labels: np.ndarray, probabilities: np.ndarray
-) -> list[tuple[float, float, int]]:
-    """Mean confidence, accuracy and number of images of every bin that has images.
-
-    The bins are those of `metrics.expected_calibration_error`, (0, 1/15], (1/15, 2/15], …, of the
-    largest probability.
-    """
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    right = probabilities.argmax(axis=1) == labels
-    bins = np.ceil(confidence * metrics.CALIBRATION_BINS).astype(int)
-    members = [bins == number for number in np.unique(bins)]
-    return [
-        (float(confidence[inside].mean()), float(right[inside].mean()), int(inside.sum()))
-        for inside in members
-    ]
 
 
 def class_rows(results: Results) -> list[tuple]:
@@ -310,6 +305,11 @@ def read_pictures(
     return pictures
 
 
+def titled(path: Path, title: str) -> str:
+    """A title under the name of the model, after which the folder is called."""
+    return f"{MODEL_TITLES.get(path.parent.name, path.parent.name)}\n{title}"
+
+
 def draw_predictions(path: Path, results: Results, indices, pictures) -> None:
     """The first test images, which are stored in random order."""
     right = int(results.right.sum())
@@ -318,14 +318,17 @@ def draw_predictions(path: Path, results: Results, indices, pictures) -> None:
         [
             (
                 pictures[index],
-                f"{results.actual_name(index)} /\n{results.guess(index)}",
+                f"actual: {results.actual_name(index)}\n{results.marked_guess(index)}",
                 results.color(index),
             )
             for index in indices
         ],
         columns=GRID_SIDE,
-        title=f"{len(indices)} test images: actual / predicted class\n"
-        f"blue: right ({right} of all {len(results.ids)}), orange: wrong",
+        title=titled(
+            path,
+            f"{len(indices)} test images; right on {right} of all {len(results.ids)}\n"
+            "✓ right, ✗ wrong: the predicted class and its probability",
+        ),
     )
 
 
@@ -340,14 +343,17 @@ def draw_mistakes(path: Path, results: Results, indices, pictures) -> None:
         [
             (
                 pictures[index],
-                f"{results.actual_name(index)} /\n{results.guess(index)}",
+                f"actual: {results.actual_name(index)}\n{results.marked_guess(index)}",
                 plots.ORANGE,
             )
             for index in indices
         ],
         columns=GRID_SIDE,
-        title=f"The {len(indices)} most confident of {mistakes} mistakes "
-        f"on {len(results.ids)} test images\nactual / predicted class and its probability",
+        title=titled(
+            path,
+            f"The {len(indices)} most confident of {mistakes} mistakes on {len(results.ids)} test "
+            "images\n✗ the predicted class and its probability",
+        ),
     )
 
 
@@ -358,15 +364,18 @@ def draw_uncertain(path: Path, results: Results, indices, pictures) -> None:
         [
             (
                 pictures[index],
-                f"{results.actual_name(index)} /\n"
-                f"{results.guess(index, 0)}\n{results.guess(index, 1)}",
+                f"actual: {results.actual_name(index)}\n"
+                f"{results.marked_guess(index)}\nthen {results.guess(index, 1)}",
                 results.color(index),
             )
             for index in indices
         ],
         columns=GRID_SIDE,
-        title=f"The {len(indices)} least certain of {len(results.ids)} test images\n"
-        "actual class / first and second guess; blue: right, orange: wrong",
+        title=titled(
+            path,
+            f"The {len(indices)} least certain of {len(results.ids)} test images\n"
+            "first guess (✓ right, ✗ wrong), then the second, with their probabilities",
+        ),
     )
 
 
@@ -380,7 +389,7 @@ def draw_confused_pairs(path: Path, results: Results, pairs, pictures) -> None:
         (
             f"{plots.shorten(names[pair.actual], 30)} taken for "
             f"{plots.shorten(names[pair.predicted], 30)}: "
-            f"{pair.images} of {pair.of} ({100 * pair.images / pair.of:.1f} %)",
+            f"{pair.images} of {pair.of} test images ({100 * pair.images / pair.of:.1f} %)",
             [(pictures[index], results.guess(index)) for index in pair.examples],
         )
         for pair in pairs
@@ -389,8 +398,11 @@ def draw_confused_pairs(path: Path, results: Results, pairs, pictures) -> None:
         path,
         sections,
         columns=PAIR_EXAMPLES,
-        title="The classes most often taken for another, with examples drawn at random\n"
-        "under the headings: predicted class and its probability",
+        title=titled(
+            path,
+            "The commonest confusions, with examples drawn at random\n"
+            "above each picture: the predicted class and its probability",
+        ),
     )
 
 
@@ -401,25 +413,34 @@ def draw_explanations(path: Path, results: Results, overlays, pictures) -> None:
     sample = gallery.sample_order(results.ids, results.labels)
     right = [index for index in sample if index in overlays and results.right[index]]
     sections = []
-    for heading, indices in (("Wrong: the most confident mistakes", wrong), ("Right", right)):
+    for heading, indices in (
+        ("Wrong: the most confident mistakes of each class in turn", wrong),
+        ("Right: drawn at random, each class in turn", right),
+    ):
         tiles = []
         for index in indices[:EXPLAINED_OF_A_KIND]:
             color = results.color(index)
             actual, guess = results.actual_name(index), results.guess(index)
             tiles.append((pictures[index], f"actual class:\n{actual}", color))
-            tiles.append((overlays[index], f"predicted:\n{guess}", color))
+            # A map without heat leaves the picture grey, which is a finding and no fault.
+            hot = np.ptp(overlays[index], axis=2).any()
+            tiles.append(
+                (overlays[index], f"predicted{'' if hot else ' (no heat)'}:\n{guess}", color)
+            )
         if tiles:
             sections.append((heading, tiles))
     plots.image_sections(
         path,
         sections,
         columns=2 * EXPLAINED_IN_A_ROW,
-        title="What spoke for the predicted class (Grad-CAM): each picture beside its heat map",
+        title=titled(
+            path, "What spoke for the predicted class (Grad-CAM): each picture beside its heat map"
+        ),
         color_bar=(
             explain.overlay_colors(),
-            "evidence for the predicted class",
+            "evidence for the predicted class, each picture on its own scale",
             "none: the picture in grey",
-            "most",
+            "most in this picture",
         ),
     )
 

@@ -46,10 +46,7 @@ def build(
     import keras
     from keras import layers
 
-    shape = tuple(feature_shape)
-    if kind == "residual":
-        shape = (None, None, shape[-1])  # of fine_tune.image_sizes maps are smaller
-    features = keras.Input(shape, name="features")
+    features = keras.Input(tuple(feature_shape), name="features")
     x = features
     if len(feature_shape) == 3 and kind not in MAP_HEADS:
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)

@@ -17,7 +17,7 @@ def classification_metrics(
     labels: np.ndarray,
     probabilities: np.ndarray,
     class_names: Sequence[str],
-    temperature: float,
+    temperature: float | None,
     image_weights: np.ndarray | None = None,
 ) -> dict:
     """All metrics of one model on one split.
@@ -26,11 +26,11 @@ def classification_metrics(
         labels: (images,), whole numbers below the number of classes.
         probabilities: (images, classes), float64, rows adding up to 1.
         class_names: one for each column.
-        temperature: by which the model divides its logits.
+        temperature: see `numbers`.
         image_weights: see `numbers`.
 
     Returns:
-        What `numbers` gives, the temperature, and by class precision, recall, F1 (fractions, 0
+        What `numbers` gives, and by class precision, recall, F1 (fractions, 0
         where undefined) and support (images).
     """
     from sklearn.metrics import precision_recall_fscore_support
@@ -43,7 +43,6 @@ def classification_metrics(
     )
     return {
         **numbers(labels, probabilities, temperature, image_weights=image_weights),
-        "temperature": float(temperature),
         "class": {
             name: {
                 "precision": float(precision),
@@ -59,7 +58,7 @@ def classification_metrics(
 def numbers(
     labels: np.ndarray,
     probabilities: np.ndarray,
-    temperature: float,
+    temperature: float | None,
     *,
     with_areas: bool = True,
     image_weights: np.ndarray | None = None,
@@ -69,14 +68,16 @@ def numbers(
     Args:
         labels: (images,), whole numbers below the number of classes.
         probabilities: (images, classes), float64, rows adding up to 1.
-        temperature: by which the model divides its logits.
+        temperature: by which the model divides its logits; None where it can't be taken back: of
+            probabilities averaged over several views.
         with_areas: whether to find the areas under curves, which take longest.
         image_weights: (images,), 0 or more, for weighted_accuracy; None: do without it.
 
     Returns:
         images; accuracy, top_5_accuracy (only with more than five classes): fractions from 0 to 1;
         loss, expected_calibration_error, brier_score: see `calibration`, and the same under
-        `uncalibrated` for what the model would say without its temperature; weighted_accuracy: the
+        `uncalibrated` for what the model would say without its temperature, if there is one to take
+        back; weighted_accuracy: the
         weights of the images that are right over all weights (unless all are 0). Where the images
         are of two classes at least: balanced_accuracy (mean recall of the classes that images
         have), f1_macro (mean over the classes that images or predictions have), f1_weighted,
@@ -90,8 +91,9 @@ def numbers(
         "images": len(labels),
         "accuracy": float(metrics.accuracy_score(labels, predicted)),
         **calibration(labels, probabilities),
-        "uncalibrated": calibration(labels, uncalibrated(probabilities, temperature)),
     }
+    if temperature is not None:
+        result["uncalibrated"] = calibration(labels, uncalibrated(probabilities, temperature))
     if image_weights is not None and image_weights.any():
         result["weighted_accuracy"] = float(
             metrics.accuracy_score(labels, predicted, sample_weight=image_weights)
@@ -177,20 +179,33 @@ def _mean_over_images(metric: Callable, labels: np.ndarray, probabilities: np.nd
 
 def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Mean distance of confidence from accuracy over 15 equal bins (Guo et al. 2017, eq. 3)."""
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    # Bins (0, 1/15], (1/15, 2/15], …: the upper edge belongs to the bin.
-    bins = np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1
-    gaps = [
-        abs(correct[bins == number].mean() - confidence[bins == number].mean())
-        * (bins == number).mean()
-        for number in np.unique(bins)
+    return sum(
+        abs(accuracy - confidence) * images / len(labels)
+        for confidence, accuracy, images in reliability_bins(labels, probabilities)
+    )
+
+
+def reliability_bins(
+    labels: np.ndarray, probabilities: np.ndarray
+) -> list[tuple[float, float, int]]:
+    """Mean confidence, accuracy and number of images of every bin that has images.
+
+    The bins are (0, 1/15], (1/15, 2/15], …, of the largest probability.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    bins = np.ceil(confidence * CALIBRATION_BINS).astype(int)
+    members = [bins == number for number in np.unique(bins)]
+    return [
+        (float(confidence[inside].mean()), float(right[inside].mean()), int(inside.sum()))
+        for inside in members
     ]
-    return float(sum(gaps))
 
 
 def uncalibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """The probabilities that the model would give without its temperature, (images, classes).
+
+    Of one view of each image: a mean over several is not that of one logit.
 
     softmax(T · log p): the softmax does not see the constant by which T · log p differs from the
     logits. A probability of 0 stays 0.

@@ -71,6 +71,27 @@ def at_layers(backbone_model, names: Sequence[str]):
     return keras.Model(backbone_model.input, outputs, name="backbone_any_size")
 
 
+def as_features(feature_maps, features: str):
+    """What a head gets of a backbone's output.
+
+    Args:
+        feature_maps: a symbolic tensor (batch, height, width, channels), or a list of them.
+        features: 'pooled' or 'map', as extract_features.features.
+
+    Returns:
+        A symbolic tensor: (batch, channels) by the layer `pool`, or a map, of several layers by the
+        layer `pool` too.
+
+    Raises:
+        UserError: several maps that are to stay maps do not fit into each other, see joining.
+    """
+    if features == "pooled":
+        return pooling(feature_maps)(feature_maps)
+    if isinstance(feature_maps, list):
+        return joining(feature_maps)(feature_maps)
+    return feature_maps
+
+
 def pooling(feature_maps):
     """The layer `pool`: global averages (batch, channels) of one feature map, or of several joined.
 
@@ -82,7 +103,8 @@ def pooling(feature_maps):
 
     if not isinstance(feature_maps, list):
         return layers.GlobalAveragePooling2D(name="pool")
-    inputs = [keras.Input(feature_map.shape[1:]) for feature_map in feature_maps]
+    # Of any size: of fine_tune.image_sizes maps are smaller.
+    inputs = [keras.Input((None, None, feature_map.shape[-1])) for feature_map in feature_maps]
     pooled = [
         layers.GlobalAveragePooling2D(name=f"pool_{number}")(one)
         for number, one in enumerate(inputs)
@@ -135,11 +157,8 @@ def assemble(backbone_model, head, temperature: float = 1.0):
     Returns:
         A keras.Model from images to probabilities (batch, classes), float32.
     """
-    features = backbone_model.output
-    if len(head.input_shape) == 2:
-        features = pooling(features)(features)
-    elif isinstance(features, list):
-        features = joining(features)(features)
+    pooled = len(head.input_shape) == 2
+    features = as_features(backbone_model.output, "pooled" if pooled else "map")
     logits = head(features, training=False)
     return _with_probabilities(backbone_model.input, logits, temperature)
 
@@ -220,12 +239,14 @@ def training_model(
     from keras import ops
 
     pool = [layer for layer in model.layers if layer.name == "pool"]
+    head = model.get_layer("head")
     backbone = model.get_layer("backbone")
     # Not a part of the model that trains, where it would have a copy of each weight's name.
     network = backbone if update_statistics else folding.folded(backbone, is_trained=True)
     image_size = model.get_layer("resize").height
     if image_sizes is not None:
-        at_any_size = _at_any_size(network, {pixels for _, pixels in image_sizes})
+        network_at_any_size, head_at_any_size = _of_any_size(network), _of_any_size(head)
+        _try_sizes([network_at_any_size, *pool, head_at_any_size], image_sizes, image_size)
         # No part of the model either: it follows from the epoch and needs no backup.
         side = keras.Variable(image_size, trainable=False, dtype="int32")
 
@@ -242,7 +263,7 @@ def training_model(
             self.resize = geometry.on_device(model.get_layer("resize"))
             self.backbone = backbone
             self.pool = pool
-            self.head = model.get_layer("head")
+            self.head = head
 
         def augmented(self, images, labels, image_weights):
             """A batch as the network sees it in training."""
@@ -303,13 +324,15 @@ def training_model(
             images = ops.cast(images, "float32")
             if training and image_sizes is not None:
                 resized = geometry.antialiased(images, side.value)
-                features = at_any_size(resized, training=update_statistics)
+                features = network_at_any_size(resized, training=update_statistics)
+                classify = head_at_any_size
             else:
                 resized = self.resize(images)
                 features = network(resized, training=training and update_statistics)
+                classify = self.head
             for layer in self.pool:
                 features = layer(features)
-            return self.head(features, training=training)
+            return classify(features, training=training)
 
     for layer in (augmentation, mixture):
         if layer is not None:
@@ -319,31 +342,47 @@ def training_model(
     return trained
 
 
-def _at_any_size(network, sides: set[int]):
-    """A network of one image size behind an input of any; layers and weights shared.
+def _of_any_size(model):
+    """A model of feature maps or images of one size behind an input of any; layers shared.
 
-    Raises:
-        UserError: it does not take images of one of the sides.
+    One of pooled features is given back as it is.
     """
     import keras
+
+    *sides, channels = model.input_shape[1:]
+    if not sides:
+        return model
+    any_input = keras.Input((*(None for _ in sides), channels))
+    return keras.models.clone_model(
+        model, input_tensors=any_input, clone_function=lambda layer: layer
+    )
+
+
+def _try_sizes(models, image_sizes: Sequence[tuple[int, int]], image_size: int) -> None:
+    """Gives one black image of every size to models that stand one behind the other.
+
+    Args:
+        models: the first takes images.
+        image_sizes: (epoch, pixels).
+        image_size: of the classifier, for the message.
+
+    Raises:
+        UserError: one of them does not take one of the sizes.
+    """
     import tensorflow as tf
 
-    channels = network.input_shape[-1]
+    sides = sorted({pixels for _, pixels in image_sizes})
     try:
-        free = keras.models.clone_model(
-            network,
-            input_tensors=keras.Input((None, None, channels)),
-            clone_function=lambda layer: layer,
-        )
         for side in sides:
-            free(tf.zeros((1, side, side, channels)), training=False)
+            features = tf.zeros((1, side, side, models[0].input_shape[-1]))
+            for model in models:
+                features = model(features, training=False)
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise UserError(
-            f"params.yaml, fine_tune.image_sizes: this network, of {network.input_shape[1]} "
-            f"pixels, does not take one of {sorted(sides)}; choose larger ones, or null "
+            f"params.yaml, fine_tune.image_sizes: this network, of {image_size} pixels, or its "
+            f"head does not take one of {sides}; choose larger ones, or null "
             f"({str(error).strip().splitlines()[0]})"
         ) from None
-    return free
 
 
 def _mixed(mixture, images, labels, image_weights):

@@ -67,7 +67,7 @@ def fixed_size(backbone_model, features: str):
 
     Args:
         backbone_model: what models.with_any_size or models.at_layers gave.
-        features: 'pooled' or 'map', of several layers as models.pooling and models.joining do it.
+        features: 'pooled' or 'map', see models.as_features.
 
     Returns:
         A keras.Model from (batch, side, side, channels), float32, to (batch, …), float32.
@@ -76,12 +76,8 @@ def fixed_size(backbone_model, features: str):
 
     backbone = backbone_model.get_layer("backbone")
     images = keras.Input(backbone.input_shape[1:], name="images", dtype="float32")
-    maps = backbone(images, training=False)
-    if features == "pooled":
-        maps = models.pooling(maps)(maps)
-    elif isinstance(maps, list):
-        maps = models.joining(maps)(maps)
-    return keras.Model(images, maps)
+    feature_maps = backbone(images, training=False)
+    return keras.Model(images, models.as_features(feature_maps, features))
 
 
 def load(path: Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -17,3 +17,4 @@ BACKUP = Path(".backup")  # training that was interrupted; outside DVC for the s
 BACKBONE = MODELS / "backbone.keras"
 HEAD = MODELS / "head.keras"
 FINE_TUNED = MODELS / "fine_tuned.keras"
+CLASSIFIERS = {"head": HEAD, "fine_tuned": FINE_TUNED}  # what is evaluated, in this order

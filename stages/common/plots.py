@@ -10,6 +10,9 @@ from stages.common import geometry
 # Okabe and Ito's palette: told apart with any of the common colour deficiencies.
 BLUE, ORANGE, GREEN, BLACK = "#0072b2", "#d55e00", "#009e73", "#000000"
 TILE_INCHES = 1.75
+HEADING_INCHES = 0.35
+# Of the splits, other ones than those of models and of right and wrong.
+SPLIT_COLORS = {"train": GREEN, "valid": "#cc79a7", "test": "#808080"}
 # A picture (height, width, channels) uint8 and its caption, optionally with the caption's colour.
 Tile = tuple[np.ndarray, str] | tuple[np.ndarray, str, str]
 
@@ -48,7 +51,7 @@ def image_sections(
 
     rows = [max(1, -(-len(tiles) // columns)) for _, tiles in sections]
     inches = [
-        count * (TILE_INCHES + 0.15 * _caption_lines(tiles)) + (0.3 if heading else 0)
+        count * (TILE_INCHES + 0.15 * _caption_lines(tiles)) + (HEADING_INCHES if heading else 0)
         for count, (heading, tiles) in zip(rows, sections, strict=True)
     ]
     if color_bar:
@@ -59,9 +62,13 @@ def image_sections(
     )
     figure.suptitle(title, fontsize=13, parse_math=False)
     parts = figure.subfigures(len(inches), 1, height_ratios=inches, squeeze=False)[:, 0]
-    for part, count, (heading, tiles) in zip(parts, rows, sections, strict=False):
+    for part, count, height, (heading, tiles) in zip(parts, rows, inches, sections, strict=False):
         if heading:
-            part.suptitle(heading, x=0.01, ha="left", fontsize=11, parse_math=False)
+            # In a part of its own: below a title of the grid's there is hardly any room.
+            above, part = part.subfigures(2, 1, height_ratios=(0.2, height - 0.2))
+            above.text(
+                0.01, 0, heading, va="bottom", fontsize=11, fontweight="bold", parse_math=False
+            )
         axes = list(part.subplots(count, columns, squeeze=False).flat)
         for axis in axes:
             axis.set_axis_off()

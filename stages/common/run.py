@@ -19,6 +19,8 @@ _SYSTEM_ERRORS = {
     errno.EDQUOT: "the disk quota is used up; free some space (`dvc gc --workspace` drops results)",
     errno.EROFS: "the file system is read-only; run in a folder that can be written to",
     errno.EACCES: "permission denied; give the user who runs the pipeline access to it",
+    errno.EMFILE: "too many files are open at once; raise the limit (`ulimit -n 65536`)",
+    errno.ENFILE: "too many files are open on this machine; end other programs",
     errno.EPERM: "operation not permitted; give the user who runs the pipeline access to it",
 }
 
@@ -45,6 +47,14 @@ def explain(error: BaseException) -> str | None:
             if by_number or os.strerror(number).lower() in str(error).lower():
                 where = getattr(error, "filename", None)
                 return f"{advice} ({f'{where}: ' if where else ''}{os.strerror(number)})"
+    if isinstance(error, MemoryError) or (
+        from_tensorflow and type(error).__name__ == "ResourceExhaustedError"
+    ):
+        said = (str(error).strip().splitlines() or ["out of memory"])[0]
+        return (
+            "there is not enough memory, of the GPU where there is one: lower this stage's "
+            f"batch_size in params.yaml, where it has one, or backbone.image_size ({said})"
+        )
     return None
 
 

@@ -72,7 +72,7 @@ ALL = Part(0, 1)
 
 
 def read_index(folder: Path) -> Index:
-    """The index of a folder that `write` made."""
+    """The index of a folder that a ShardWriter wrote."""
     return Index(**json.loads((folder / INDEX_FILE).read_text(encoding="utf-8")))
 
 
@@ -149,7 +149,14 @@ class ShardWriter:
         (self._folder / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def batches(folder: Path, batch_size: int, *, image_size: int | None = None, part: Part = ALL):
+def batches(
+    folder: Path,
+    batch_size: int,
+    *,
+    image_size: int | None = None,
+    squares: bool = False,
+    part: Part = ALL,
+):
     """All records once, in stored order.
 
     Args:
@@ -157,6 +164,8 @@ def batches(folder: Path, batch_size: int, *, image_size: int | None = None, par
         batch_size: records in a batch; the last may be smaller.
         image_size: side in pixels to which images of differing shapes are brought, so that they
             fit into one batch; where all have one shape they stay as they are.
+        squares: whether images of one shape are brought to that size too where it is no square,
+            as training wants them: the quarter turn of another shape fits into no batch with it.
         part: of all records; its batches are the part of `batch_size` that is its own.
 
     Returns:
@@ -169,7 +178,7 @@ def batches(folder: Path, batch_size: int, *, image_size: int | None = None, par
     stretches = _stretches(folder, index, part.records(index.count, batch_size))
     records = tf.data.Dataset.from_tensor_slices(stretches).flat_map(_records_of)
     channels = channels_of(folder, index)
-    parsed = _batches_of(records, index, batch_size, part, image_size, channels)
+    parsed = _batches_of(records, index, batch_size, part, image_size, squares, channels)
     # Keras warns of missing data at the end of a dataset whose length it does not know.
     length = tf.data.experimental.assert_cardinality(-(-index.count // batch_size))
     return parsed.apply(length).prefetch(tf.data.AUTOTUNE).with_options(data_options())
@@ -183,6 +192,7 @@ def training_batches(
     first_epoch: int,
     epochs: int,
     image_size: int | None = None,
+    squares: bool = False,
     part: Part = ALL,
 ):
     """Shuffled epochs one after the other, from `first_epoch` up to, not including, `epochs`.
@@ -218,7 +228,7 @@ def training_batches(
             [], epoch_seed, minval=0, maxval=tf.int64.max, dtype=tf.int64
         )
         records = records.shuffle(buffer, seed=drawn, reshuffle_each_iteration=False)
-        return _batches_of(records, index, batch_size, part, image_size, channels)
+        return _batches_of(records, index, batch_size, part, image_size, squares, channels)
 
     dataset = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(data_options())
@@ -263,8 +273,15 @@ def channels_of(folder: Path, index: Index) -> int:
     return tf.train.Example.FromString(first).features.feature["shape"].int64_list.value[-1]
 
 
-def _parsed_batches(records, index: Index, batch_size: int, image_size: int | None, channels: int):
-    """Serialized records to batches; parsed whole batches at a time where shapes are equal."""
+def _parsed_batches(
+    records,
+    index: Index,
+    batch_size: int,
+    image_size: int | None,
+    squares: bool,
+    channels: int,
+):
+    """Serialized records to batches; parsed whole batches at a time where they stay as they are."""
     import tensorflow as tf
 
     rank = 3 if index.shape is None else len(index.shape)
@@ -274,7 +291,8 @@ def _parsed_batches(records, index: Index, batch_size: int, image_size: int | No
         "label": tf.io.FixedLenFeature([], tf.int64),
         "id": tf.io.FixedLenFeature([], tf.string),
     }
-    if index.shape is not None:
+    to_be_square = squares and rank == 3 and index.shape and index.shape[0] != index.shape[1]
+    if index.shape is not None and not to_be_square:
 
         def parse_batch(serialized):
             parsed = tf.io.parse_example(serialized, features)
@@ -284,7 +302,7 @@ def _parsed_batches(records, index: Index, batch_size: int, image_size: int | No
         return records.batch(batch_size).map(parse_batch, num_parallel_calls=tf.data.AUTOTUNE)
 
     if image_size is None:
-        raise ValueError("records of differing shapes need an image_size")
+        raise ValueError("pictures that are to become squares need an image_size")
 
     def parse_one(serialized):
         parsed = tf.io.parse_single_example(serialized, features)

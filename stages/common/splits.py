@@ -10,6 +10,12 @@ from pathlib import Path
 
 SPLITS_FILE = Path("data/splits.csv")
 SPLIT_NAMES = ("train", "valid", "test")
+# What data sets call their official splits, by our name.
+OFFICIAL_NAMES = {
+    "train": ("train",),
+    "valid": ("valid", "validation", "val", "dev"),
+    "test": ("test",),
+}
 FIXED_COLUMNS = ("id", "split", "label", "group")
 
 
@@ -25,7 +31,11 @@ class SplitRow:
 
 
 def write(path: Path, rows: Iterable[SplitRow], column_names: list[str]) -> None:
-    """Writes the rows in their order; other columns follow the fixed ones."""
+    """Writes the rows in their order; other columns follow the fixed ones.
+
+    A source's own column `group` is not among them: what the images are in is the joined group.
+    """
+    column_names = [name for name in column_names if name not in FIXED_COLUMNS]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*FIXED_COLUMNS, *column_names])

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from stages.common import device_shares, models, params, paths, shards, tables
 from stages.common.run import UserError, progress
 
+REPORT_SECONDS = 10  # between two signs of life within an epoch, which may take an hour
 LONGEST_WARM_UP = 0.1  # part of seconds_budget, since an epoch may take longer than all of it
 
 
@@ -292,6 +293,7 @@ def train(
     *,
     data: Path,
     seed: int,
+    save: Callable[[float], None],
     inputs: Sequence[Any] = (),
     image_weights=None,
     image_size: int | None = None,
@@ -299,7 +301,7 @@ def train(
     steps_per_execution: int = 1,
     prepare=lambda batches, first_batch: batches,
     team=None,
-) -> float:
+) -> None:
     """Trains a model that gives logits, writes its learning curve and fits its temperature.
 
     Args:
@@ -308,18 +310,17 @@ def train(
         parameters: the stage's section.
         data: shards of the model's inputs in train/ and valid/.
         seed: of the order of the training images.
+        save: keeps the trained model, given its temperature; the backup goes when that is done.
         inputs: files and settings besides `data` and the params on which the result depends; a run
             resumes with equal ones.
         image_weights: a weights.ImageWeights, for the training images only; None: all equal.
-        image_size: see shards.batches.
+        image_size: side in pixels of the squares that images become, unless all are of one square's
+            shape already; None: the arrays are no images.
         rate_factors, steps_per_execution: see `compile_model`.
         prepare: from a dataset of (arrays, labels, ids) batches and the number of its first one,
             counted over all epochs, to the dataset that the model takes.
-        team: a workers.Team, where several boxes train together; the learning curve is then written
-            by the first. None: this box alone.
-
-    Returns:
-        The temperature.
+        team: a workers.Team, where several boxes train together; the first then saves, and writes
+            the learning curve. None: this box alone.
     """
     index, validation_index = (shards.read_index(data / split) for split in ("train", "valid"))
     classes = len(index.class_names)
@@ -343,6 +344,7 @@ def train(
             first_epoch=first_epoch,
             epochs=parameters.epochs,
             image_size=image_size,
+            squares=image_size is not None,
             part=part,
         )
         prepared = prepare(batches, first_epoch * steps_per_epoch)
@@ -350,11 +352,16 @@ def train(
 
     def validation(part: shards.Part = shards.ALL):
         batches = shards.batches(
-            data / "valid", parameters.batch_size, image_size=image_size, part=part
+            data / "valid",
+            parameters.batch_size,
+            image_size=image_size,
+            squares=image_size is not None,
+            part=part,
         )
         return prepare(batches, 0)
 
     name = fingerprint(parameters, seed, index.sha256, validation_index.sha256, *inputs)
+    backup = backup_folder(stage if team is None else team.backup_name(stage), name)
     history = fit(
         model,
         parameters,
@@ -363,15 +370,18 @@ def train(
             with_one_hot(validation(part), classes), validation_index.count
         ),
         images_per_epoch=index.count,
-        backup=backup_folder(stage if team is None else team.backup_name(stage), name),
+        backup=backup,
         loop=None if team is None else team.loop(name, index.count, validation_index.count),
     )
     if team is None or team.is_chief:
         write_history(paths.PLOTS / stage / "history.csv", history)
-    logits, labels, _ = predict(model, validation(), validation_index.count, "calibrate")
-    temperature = fit_temperature(logits, labels)
-    print(f"temperature {temperature:.3f}")
-    return temperature
+        logits, labels, _ = predict(model, validation(), validation_index.count, "calibrate")
+        temperature = fit_temperature(logits, labels)
+        print(f"temperature {temperature:.3f}")
+        save(temperature)
+    if team is not None:
+        team.meet()  # a backup goes when all have the last epoch, and the first has saved it
+    shutil.rmtree(backup)
 
 
 def fit(
@@ -394,7 +404,7 @@ def fit(
         make_training_batches: first epoch to a dataset of all the batches from there on.
         validation_batches: the validation split.
         images_per_epoch: for the number of steps and the rate that is shown.
-        backup: this configuration's folder, see `backup_folder`; removed at the end.
+        backup: this configuration's folder, see `backup_folder`; stays.
         loop: a workers.Loop, in place of Keras' own `fit`; None: that.
 
     Returns:
@@ -439,7 +449,6 @@ def fit(
         # As Keras' fit does at its end: puts the average of the weights in their place.
         model.optimizer.finalize_variable_values(model.trainable_variables)
     best.restore(model)
-    shutil.rmtree(backup)
     return history.rows
 
 
@@ -607,6 +616,18 @@ class _Budget:
         return [BudgetCallback()]
 
 
+def check_finite(epoch: int, loss: float, validation_loss: float | None = None) -> None:
+    """UserError where a loss is no finite number; None: there is none yet."""
+    if not math.isfinite(loss + (validation_loss or 0.0)):
+        validated = (
+            "" if validation_loss is None else f", on the validation split {validation_loss}"
+        )
+        raise UserError(
+            f"training diverged: the loss of epoch {epoch} is {loss}{validated}; lower the "
+            "stage's learning_rate, or set its clip_norm"
+        )
+
+
 class _History:
     """The rows of the learning curve, kept in a CSV file while training goes on."""
 
@@ -635,9 +656,9 @@ class _History:
                 self.started = self.reported = time.perf_counter()
 
             def on_train_batch_end(self, batch, logs=None):
-                # An epoch may take an hour: say every ten seconds that it is alive.
-                if (now := time.perf_counter()) - self.reported > 10:
+                if (now := time.perf_counter()) - self.reported > REPORT_SECONDS:
                     self.reported = now
+                    check_finite(self.epoch, logs["loss"])
                     steps = self.params["steps"]
                     rate = (batch + 1) / steps * images_per_epoch / (now - self.started)
                     print(
@@ -650,12 +671,7 @@ class _History:
                 self.trained = time.perf_counter()
 
             def on_epoch_end(self, epoch, logs=None):
-                if not math.isfinite(logs["loss"] + logs["val_loss"]):
-                    raise UserError(
-                        f"training diverged: the loss of epoch {epoch + 1} is {logs['loss']}, on "
-                        f"the validation split {logs['val_loss']}; lower the stage's "
-                        "learning_rate, or set its clip_norm"
-                    )
+                check_finite(epoch + 1, logs["loss"], logs["val_loss"])
                 rate = float(self.model.optimizer.learning_rate.numpy())
                 history.add({"epoch": epoch + 1, "learning_rate": rate, **logs})
                 seconds = self.trained - self.started

@@ -376,8 +376,6 @@ class Loop:
                 break
         model.optimizer.finalize_variable_values(model.trainable_variables)
         calls.on_train_end()
-        # The backups go next: not before all have the last epoch.
-        team.meet()
 
 
 def backup_name(stage: str, index: int) -> str:

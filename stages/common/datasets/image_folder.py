@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import tensorflow_datasets as tfds
 
+from stages.common import splits
 from stages.common.datasets.sources import Folder, open_source
 from stages.common.inventory import InventoryRow
 from stages.common.run import UserError
@@ -21,8 +22,7 @@ UNREADABLE_SUFFIXES = (
     *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw"),
 )
-# What people call the folders of official splits; `stages.split` knows the same names.
-OFFICIAL_SPLITS = ("train", "valid", "val", "validation", "test")
+OFFICIAL_SPLITS = tuple(name for names in splits.OFFICIAL_NAMES.values() for name in names)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
     """Finds classes and official splits from the names of all files.
 
     The class is the path of a file's folder. If all folders at the top are named train, valid (val,
-    validation) or test, they are official splits; a class `test` beside others is a class.
+    validation, dev) or test, they are official splits; a class `test` beside others is a class.
 
     Args:
         names: relative to the source.
@@ -174,6 +174,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
             )
         self._on_beam = on_beam
         self.layout = survey(self._source.names(), self._source.path, self._source.is_archive)
+        self.split_names = self.layout.split_names
         left_out = sorted(self.layout.left_out.items())
         self.notes = (
             [
@@ -188,9 +189,23 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
                 f"left out are {self._source.links} links in the archive; pack the files that they "
                 "name: tar --dereference --hard-dereference, zip without -y"
             )
-        # Split to the rows of images that are not there.
-        self.rejected: dict[str, list[InventoryRow]] = {}
         super().__init__(**kwargs)
+
+    @property
+    def rejected(self) -> dict[str, list[InventoryRow]]:
+        """Split to the rows of images that are not there."""
+        rows: dict[str, list[InventoryRow]] = {split: [] for split in self.split_names}
+        for name in sorted(filter(is_image, self._source.missing)):
+            split, class_name = self.layout.place(name)
+            row = InventoryRow(
+                id=name,
+                name=name,
+                label=class_name,
+                problem="missing_file",
+                detail=f"{self._source.path / name} is a link to a file that does not exist",
+            )
+            rows[split].append(row)
+        return rows
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -202,7 +217,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing to download
-        return {split: self._generate_examples(split) for split in self.layout.split_names}
+        return {split: self._generate_examples(split) for split in self.split_names}
 
     def _generate_examples(self, split: str):
         return self._transform(split) if self._on_beam else self._examples(split)
@@ -213,17 +228,6 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
         for name, encoded in self._source.files(wanted):
             yield _example(name, encoded, self.layout)
-        self.rejected[split] = [
-            InventoryRow(
-                id=name,
-                name=name,
-                label=self.layout.place(name)[1],
-                problem="missing_file",
-                detail=f"{self._source.path / name} is a link to a file that does not exist",
-            )
-            for name in self._source.missing
-            if wanted(name)
-        ]
 
     def _transform(self, split: str):
         import apache_beam as beam

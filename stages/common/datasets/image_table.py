@@ -224,14 +224,14 @@ class ImageTable(tfds.core.GeneratorBasedBuilder):
         self._path_column, self._label_column = path_column, label_column
         self._split_column, self._group_column = split_column, group_column
         self._others = other_columns(self._table.column_names, list(named.values()))
-        self._class_names, self._splits = survey(self._table.rows(), label_column, split_column)
+        self._class_names, self.split_names = survey(self._table.rows(), label_column, split_column)
         self._downloader = Downloader(downloads)
         left_out = self._table.left_out
         self.notes = (
             [f"left out are the columns {left_out}, which hold lists or bytes"] if left_out else []
         )
         # Split to the rows whose image never got into the data set.
-        self.rejected: dict[str, list[InventoryRow]] = {split: [] for split in self._splits}
+        self.rejected: dict[str, list[InventoryRow]] = {split: [] for split in self.split_names}
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -245,7 +245,7 @@ class ImageTable(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager  # it can neither retry single files nor leave one out
-        return {split: self._generate_examples(split) for split in self._splits}
+        return {split: self._generate_examples(split) for split in self.split_names}
 
     def _generate_examples(self, split: str):
         numbered = enumerate(self._table.rows(), start=1)

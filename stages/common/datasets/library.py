@@ -202,6 +202,9 @@ def prepare(
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
+    # Where the splits are known before: a mistake must not cost the download.
+    if known := getattr(builder, "split_names", None) or list(builder.info.splits):
+        check_splits(splits, [str(name) for name in known])
     check_manual_files(builder, downloads)
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:  # those list the files that a person brings too
         check_reachable(missing_downloads(builder, downloads))

@@ -28,7 +28,7 @@ class Source(Protocol):
 
     path: Path
     is_archive: bool
-    missing: list[str]  # names that `files` found no file for: links to what is not there
+    missing: set[str]  # names of links to what is not there
     links: int  # that `names` left out
 
     def names(self) -> Iterator[str]:
@@ -66,7 +66,7 @@ class Folder:
     def __init__(self, path: Path):
         """`path` is the folder that names are relative to."""
         self.path = path
-        self.missing: list[str] = []
+        self.missing: set[str] = set()
         self.links = 0
 
     def names(self) -> Iterator[str]:
@@ -80,7 +80,7 @@ class Folder:
                 try:
                     content = self.read(name)
                 except FileNotFoundError:
-                    self.missing.append(name)
+                    self.missing.add(name)
                     continue
                 yield name, content
 
@@ -106,7 +106,10 @@ class Folder:
                 yield from self._walk(
                     folder / entry.name, f"{prefix}{entry.name}/", (*above, identity)
                 )
-            elif entry.is_file() or (entry.is_symlink() and not (folder / entry.name).exists()):
+            elif entry.is_file():
+                yield prefix + entry.name
+            elif entry.is_symlink() and not (folder / entry.name).exists():
+                self.missing.add(prefix + entry.name)
                 yield prefix + entry.name
 
 
@@ -118,7 +121,7 @@ class Zip:
     def __init__(self, path: Path):
         """`path` is the archive."""
         self.path = path
-        self.missing: list[str] = []
+        self.missing: set[str] = set()
         self.links = 0
 
     def names(self) -> Iterator[str]:
@@ -159,7 +162,7 @@ class Tar:
     def __init__(self, path: Path):
         """`path` is the archive."""
         self.path = path
-        self.missing: list[str] = []
+        self.missing: set[str] = set()
         self.links = 0
 
     def names(self) -> Iterator[str]:

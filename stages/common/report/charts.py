@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.common.plots import BLUE, GREEN, ORANGE, shorten
+from stages.common.plots import BLUE, ORANGE, SPLIT_COLORS, shorten
 from stages.common.report import wording
 from stages.common.report.evidence import Model
 from stages.common.report.wording import NAMES, decimal, number, percent
@@ -20,8 +20,6 @@ MOST_FULL_CELLS = 5  # classes of a confusion matrix up to which a cell has room
 MOST_SHORT_CELLS = 12  # and for the share alone, without a unit
 MOST_LEVEL_CHARACTERS = 28  # in all names below a confusion matrix, beside each other on a phone
 MOST_TABLE_ROWS = 200
-REDDISH_PURPLE, GREY = "#cc79a7", "#808080"  # the first one from Okabe and Ito's palette
-SPLIT_COLORS = {"train": GREEN, "valid": REDDISH_PURPLE, "test": GREY}
 
 
 @dataclass(frozen=True)
@@ -457,7 +455,10 @@ def _curves(name, title, curves, areas, axes, area_name, shapes) -> Chart:
 
 
 def reliability(model: str, bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
-    """Accuracy over confidence before and after the temperature, above the images of each bin."""
+    """Accuracy over confidence before and after the temperature, above the images of each bin.
+
+    Without bins before it, where views were averaged, only after.
+    """
     from plotly.graph_objects import Bar, Scatter
 
     style = STYLES[model]
@@ -467,6 +468,8 @@ def reliability(model: str, bins: Mapping[str, Sequence[Mapping[str, float]]]) -
         ("after", "solid", style.symbol),
     ):
         filled = [row for row in bins[when] if row["images"]]
+        if not filled:
+            continue
         traces.append(
             Scatter(
                 x=_rounded(row["confidence"] for row in filled),
@@ -501,12 +504,13 @@ def reliability(model: str, bins: Mapping[str, Sequence[Mapping[str, float]]]) -
             hovertemplate="confidence %{x:.3f}<br>%{y} images<extra>after</extra>",
         )
     )
+    when_shown = "before and after" if bins["before"] else "after"
     sure = sum(row["images"] for row in after if row["confidence"] > 0.9)
     total = sum(row["images"] for row in after)
     return Chart(
         name=f"reliability-{model}",
         title=f"Reliability: {NAMES[model]}",
-        summary=f"Reliability of the {NAMES[model]} model, before and after temperature scaling. "
+        summary=f"Reliability of the {NAMES[model]} model, {when_shown} temperature scaling. "
         f"After it, {percent(sure / max(total, 1))} of the images have a confidence above 0.9.",
         figure=_figure(
             traces,

@@ -18,7 +18,6 @@ from stages.common import inventory, params, paths
 from stages.common.gallery import GALLERY_FILE
 from stages.common.run import UserError
 
-MODELS = ("head", "fine_tuned")
 PHASES = {"head": "train_head", "fine_tuned": "fine_tune"}  # the stage that trained each model
 FIRST_NAMES = 5
 LIBRARIES = ("tensorflow", "keras", "tensorflow-datasets", "scikit-learn", "numpy", "dvc")
@@ -90,7 +89,7 @@ class Evidence:
 def read() -> Evidence:
     """Everything, from the project's folder."""
     return Evidence(
-        models={name: _read_model(name) for name in MODELS},
+        models={name: _read_model(name) for name in paths.CLASSIFIERS},
         comparison=_read_json(paths.METRICS / "comparison.json"),
         data=_read_json(paths.METRICS / "data.json"),
         rejected=summarise_rejected(inventory.read(inventory.REJECTED_FILE)),
@@ -168,7 +167,7 @@ def _curves(path: Path, across: str, up: str) -> dict[str, list[tuple[float, flo
 
 
 def _read_trainable(path: Path) -> dict[str, int]:
-    totals = dict.fromkeys(MODELS, 0)
+    totals = dict.fromkeys(paths.CLASSIFIERS, 0)
     for row in _rows(path):
         for model, phase in PHASES.items():
             if row[f"trainable_in_{phase}"] == "True":

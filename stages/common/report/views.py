@@ -260,8 +260,10 @@ def calibration_table(metrics: Mapping[str, Mapping]) -> Table:
     for model, name in NAMES.items():
         row = [name, decimal(metrics[model]["temperature"])]
         for metric in known:
-            values = (metrics[model]["uncalibrated"], metrics[model])
-            row += [metric.format(value[metric.key]) for value in values]
+            # Averaged views have no probabilities without the temperature.
+            before = metrics[model].get("uncalibrated")
+            row.append("–" if before is None else metric.format(before[metric.key]))
+            row.append(metric.format(metrics[model][metric.key]))
         rows.append(row)
     groups = [("", 2), *((metric.name, 2) for metric in known)]
     return Table(["model", "temperature", *(len(known) * ["before", "after"])], rows, groups=groups)
