@@ -59,7 +59,7 @@ def toy_classifier():
     """A function from the kind of head to a new classifier of three classes."""
 
     def make(kind: str, temperature: float = 1.0):
-        feature_shape = (8, 8, 16) if kind == "conv" else (16,)
+        feature_shape = (8, 8, 16) if kind in heads.MAP_HEADS else (16,)
         head = heads.build(kind, feature_shape, 3, hidden_units=[8], dropout=0.2)
         backbone = models.with_any_size(backbones.build("tiny", None, 32))
         return models.assemble(backbone, head, temperature)

@@ -47,7 +47,7 @@ def own(tmp_path, draw_images) -> Path:
 
 
 def test_a_link_to_what_is_not_there_is_rejected_as_without_beam(own):
-    (own / "train" / "cat" / "gone.png").symlink_to(own / "nowhere.png")
+    (own / "train" / "dog" / "gone.png").symlink_to(own / "nowhere.png")
     for on_beam in (False, True):
         builder = image_folder.ImageFolder(folder=own, on_beam=on_beam, data_dir=own / "building")
         if not on_beam:
@@ -57,7 +57,7 @@ def test_a_link_to_what_is_not_there_is_rejected_as_without_beam(own):
             "train": 1,
         }
         (row,) = builder.rejected["train"]
-        assert (row.name, row.label, row.problem) == ("train/cat/gone.png", "cat", "missing_file")
+        assert (row.name, row.label, row.problem) == ("train/dog/gone.png", "dog", "missing_file")
 
 
 class TestParams:
@@ -121,6 +121,7 @@ def test_without_the_package_the_first_thing_is_what_to_do(tmp_path, monkeypatch
 def test_workers_that_write_elsewhere_need_a_folder_in_common(tmp_path, monkeypatch):
     class Elsewhere:
         name = "image_folder"
+        split_names = ("train",)
         data_path = tmp_path / "building" / "1.0.0"
         url_infos = MANUAL_DOWNLOAD_INSTRUCTIONS = None
 

@@ -253,9 +253,9 @@ class TestOfficialSplits:
         with pytest.raises(UserError) as caught:
             builder_of(table, split_column="fold")
         assert str(caught.value) == (
-            "params.yaml, dataset.image_table.split_column: expected train, valid, val, "
-            "validation, test in the column 'fold', received '' in 1 rows, 'holdout' in 2 rows; "
-            "mend the table, or set it to null"
+            "params.yaml, dataset.image_table.split_column: expected train, valid, validation, "
+            "val, dev, test in the column 'fold', received '' in 1 rows, 'holdout' in 2 rows; mend "
+            "the table, or set it to null"
         )
 
 
