@@ -83,6 +83,22 @@ def test_a_channels_weight_is_the_mean_of_its_gradient_over_the_map():
     np.testing.assert_allclose(heat[3:5, 3:5], 0.2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("added", [-3, 5])
+def test_what_is_added_to_all_logits_is_no_evidence(added):
+    """A softmax ignores it; the class's logit alone would have it for red, or for nothing."""
+    weights = np.array([[1.0, 0, 0], [0, 1, 1], [0, 0, 2]])
+    picture = painted(
+        ((0, 3), (0, 3), RED, 255), ((6, 8), (5, 8), GREEN, 255), ((0, 3), (5, 8), BLUE, 255)
+    )
+    pictures, classes = np.repeat(picture, 3, axis=0), np.arange(3)
+    plain, shifted = (
+        explain.heat_maps(color_classifier("linear", one), pictures, classes, 3)
+        for one in (weights, weights + added)
+    )
+    assert plain.max(axis=(1, 2)).tolist() == [1, 1, 1]
+    np.testing.assert_allclose(shifted, plain, atol=1e-5)
+
+
 def test_heat_is_zero_where_nothing_speaks_for_the_class():
     model = color_classifier("linear", [[-1, 1], [-1, 1], [-1, 1]])
     (heat,) = explain.heat_maps(model, painted(((2, 4), (2, 4), RED, 200)), np.array([0]), 1)

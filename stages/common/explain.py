@@ -16,8 +16,10 @@ def heat_mapper(model) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
 
     Grad-CAM (Selvaraju et al. 2017, equations 1 and 2). The feature map is the output of the
     classifier's layer `backbone`, whatever network that is; of several, the last, so that what the
-    others say of the class is not in the picture. The score is the class's logit before the
-    temperature.
+    others say of the class is not in the picture. The score is the log-odds of the class before the
+    temperature: its logit, as in the paper, less those of the others (their log-sum-exp). A softmax
+    ignores what is added to all logits, so that of two classes one logit may hold all that tells
+    them apart, and the other's map would stay empty.
 
     Args:
         model: a classifier from `models.assemble`.
@@ -54,7 +56,10 @@ def heat_mapper(model) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
             features = [*feature_maps[:-1], feature_map] if several else feature_map
             for layer in pool:
                 features = layer(features)
-            scores = tf.gather(head(features, training=False), classes, axis=1, batch_dims=1)
+            logits = head(features, training=False)
+            chosen = tf.one_hot(classes, logits.shape[1], on_value=True, off_value=False)
+            others = tf.reduce_logsumexp(tf.where(chosen, -np.inf, logits), axis=1)
+            scores = logits[chosen] - others
         # Of the sum over the batch: out of training no picture acts on another's score.
         gradients = tf.cast(tape.gradient(scores, feature_map), tf.float32)
         weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
