@@ -320,6 +320,25 @@ def test_clip_norm_bounds_the_norm_of_all_gradients_together(clip_norm, scale):
         np.testing.assert_allclose(variable.numpy() - old, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("epoch", "kernel_scale", "bias_scale"), [(1, 1 / 5, 0), (2, 1 / 13, 1 / 13)]
+)
+def test_clip_norm_leaves_out_what_is_held_back(epoch, kernel_scale, bias_scale):
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    given = parameters(optimizer="sgd", learning_rate=0.1, clip_norm=1.0)
+    training.compile_model(model, given, 1, lambda epoch: [1.0, 0.0 if epoch == 1 else 1.0])
+    model.optimizer.begin_epoch(epoch)
+    before = [variable.numpy() for variable in model.trainable_variables]
+    gradients = [np.array([[3.0, 4.0]], "float32"), np.array([0.0, 12.0], "float32")]  # 5 and 12
+    model.optimizer.apply(gradients, model.trainable_variables)
+    for old, variable, gradient, scale in zip(
+        before, model.trainable_variables, gradients, (kernel_scale, bias_scale), strict=True
+    ):
+        expected = -0.1 * 1.9 * scale * gradient
+        np.testing.assert_allclose(variable.numpy() - old, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("value", [0, -1.0, float("inf"), True, "none"])
 def test_clip_norm_takes_null_or_a_number_above_0(value):
     error = error_of("fine_tune", {"clip_norm": value})

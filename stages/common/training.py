@@ -113,10 +113,10 @@ def compile_model(
 
     Weight decay is decoupled, of 'sgd' as well as 'adamw', and leaves biases and BatchNorm alone
     (Loshchilov and Hutter 2019). `clip_norm` scales all gradients of a step down together where
-    their norm exceeds it (Pascanu et al. 2013). `average_decay` keeps a moving average of the
-    weights (Polyak and Juditsky 1992), which validation and the finished model use. Where layers
-    compute in float16 the loss is scaled, so that small gradients survive (Micikevicius et al.
-    2018).
+    their norm exceeds it (Pascanu et al. 2013), less those that a factor of 0 holds back.
+    `average_decay` keeps a moving average of the weights (Polyak and Juditsky 1992), which
+    validation and the finished model use. Where layers compute in float16 the loss is scaled, so
+    that small gradients survive (Micikevicius et al. 2018).
 
     Args:
         model: leaves compiled.
@@ -178,6 +178,7 @@ def _with_rate_factors(kind, rate_factors: Callable[[int], Sequence[float]]):
     by themselves.
     """
     import keras
+    from keras import ops
 
     # Variables, since a compiled step reads a number once; not the optimizer's, since they follow
     # from the epoch and need no backup.
@@ -194,6 +195,17 @@ def _with_rate_factors(kind, rate_factors: Callable[[int], Sequence[float]]):
 
         def _apply_weight_decay(self, variables):
             """Left to `update_step`, which has the rate of each variable."""
+
+        def _clip_gradients(self, gradients):
+            """As Keras, but what is held back (factor 0) has no part in the norm."""
+            if self.global_clipnorm is None:
+                return gradients
+            moving = [ops.cast(factor > 0, "float32") for factor in factors]
+            pairs = list(zip(gradients, moving, strict=True))
+            clipped = super()._clip_gradients([gradient * moves for gradient, moves in pairs])
+            # For the moments of what is held back alone.
+            held = [gradient * (1 - moves) for gradient, moves in pairs]
+            return [one + other for one, other in zip(clipped, held, strict=True)]
 
         def update_step(self, gradient, variable, learning_rate):
             rate = learning_rate * self._factor(variable)
