@@ -17,9 +17,9 @@ from tools import export
 NAMES = ["blue", "green", "red"]
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch) -> Path:
-    """A folder with a model of two depths of features, and 24 test images of differing shapes."""
+@pytest.fixture(params=["differing shapes", "squares of more pixels"])
+def project(tmp_path, monkeypatch, request) -> Path:
+    """A folder with a model of two depths of features, and 24 test images."""
     monkeypatch.chdir(tmp_path)
     backbone = models.with_any_size(backbones.build("tiny", None, 32))
     backbone = models.at_layers(backbone, ["block0_relu", "block1_relu"])
@@ -27,9 +27,10 @@ def project(tmp_path, monkeypatch) -> Path:
     classifier = models.assemble(backbone, head, temperature=0.3)
     models.save(classifier, paths.FINE_TUNED, NAMES, shrunk_to=40)
     random = np.random.default_rng(0)
+    heights = range(20, 44) if request.param == "differing shapes" else [40] * 24
     records = (
-        (random.integers(0, 256, (20 + n, 40, 3), dtype=np.uint8), n % 3, f"id {n}")
-        for n in range(24)
+        (random.integers(0, 256, (height, 40, 3), dtype=np.uint8), n % 3, f"id {n}")
+        for n, height in enumerate(heights)
     )
     shards.write_all(paths.IMAGES / "test", records, "uint8", NAMES)
     return tmp_path

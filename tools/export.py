@@ -204,7 +204,8 @@ def main() -> None:
     import tensorflow as tf
 
     model = models.load(options.model)
-    side = model.get_layer("resize").height
+    resize = model.get_layer("resize")
+    side = resize.height
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
     one_size = fixed_size(model)
@@ -216,7 +217,7 @@ def main() -> None:
     (FOLDER / "class_names.json").write_text(json.dumps(class_names, ensure_ascii=False) + "\n")
     expected = {
         "shrunk_to": models.shrunk_to(options.model) or side,
-        "resize": geometry.of_layer(model.get_layer("resize")),
+        "resize": geometry.of_layer(resize),
         "side": side,
         "channels": model.input_shape[-1],
     }
@@ -228,7 +229,8 @@ def main() -> None:
 
     def batches():
         for images, labels, _ in shards.batches(paths.IMAGES / "test", 32, image_size=side):
-            yield images.numpy().astype(np.float32), labels.numpy()
+            # `preprocess` may keep more pixels than the network sees, which is all that files take.
+            yield resize(tf.cast(images, tf.float32)).numpy(), labels.numpy()
 
     reference = np.concatenate([keras_predict(images) for images, _ in batches()])
     rows = []
