@@ -82,9 +82,8 @@ def test_a_head_is_not_searched_by_what_acts_after_it(folder):
         ({"early_stopping_patience": None, "averaged_epochs": None, "solver": "lbfgs"}, 0.2),
     ],
 )
-def test_the_loss_of_a_trial_is_that_of_the_model_it_keeps(monkeypatch, section, expected):
-    monkeypatch.setattr("dvc.api.read", lambda *_, **__: "epoch,val_loss\n1,0.3\n2,0.2\n3,0.9\n")
-    assert search.kept_loss("t", "train_head", section) == pytest.approx(expected)
+def test_the_loss_of_a_trial_is_that_of_the_model_it_keeps(section, expected):
+    assert search.kept_loss([0.3, 0.2, 0.9], section) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +228,32 @@ def test_values_that_params_refuse_together_start_nothing(folder):
 
 @pytest.mark.slow
 def test_a_search_in_another_space_is_not_mixed_with_the_first(folder):
-    search.open_study("s", 0, "one space")
-    search.open_study("s", 0, "one space")
+    search.open_study("s", 0, 40, "one space")
+    search.open_study("s", 0, 40, "one space")
     with pytest.raises(UserError, match=r"with other params, .* data, .* remove \.search/s\.db"):
-        search.open_study("s", 0, "another space")
+        search.open_study("s", 0, 40, "another space")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("losses", "ended_after"),
+    [
+        ([9.0] * 13 + [0.3] * 27, None),  # the start says nothing of the end
+        ([0.6] * 40, 14),
+        ([0.35] * 20 + [0.6] * 20, None),  # its best one counts
+    ],
+)
+def test_a_trial_is_judged_past_its_start_and_by_its_best_epoch(folder, losses, ended_after):
+    study = search.open_study("s", 0, 40)
+    for number in range(search.UNPRUNED_TRIALS):
+        trial = study.ask()
+        for epoch in range(1, 41):
+            trial.report(0.4 + 0.01 * number, epoch)
+        study.tell(trial, 0.4)
+    trial = study.ask()
+    for epoch, loss in enumerate(losses, start=1):
+        trial.report(loss, epoch)
+        if trial.should_prune():
+            assert epoch == ended_after
+            return
+    assert ended_after is None

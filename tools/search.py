@@ -2,16 +2,17 @@
 
 Each trial is an ordinary DVC experiment in a folder of its own, so that the work tree stays as it
 is; `dvc exp show` lists them. Only the validation split is looked at. Trials that do worse than
-the others at the same epoch end early. What is known is kept in .search/: the same command goes on
-where it was stopped.
+the median of the others end early, past the first third of their epochs. What is known is kept in
+.search/: the same command goes on where it was stopped.
 """
 
 import argparse
 import csv
 import io
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +30,10 @@ SECTIONS = ("preprocess", "backbone", "extract_features", "train_head", "fine_tu
 KNOWN_SECTIONS = ("seed", "dataset", "split", *SECTIONS)  # on which a trial's loss depends
 CHANGES_THE_LOSS = ("label_smoothing",)
 EPOCH = re.compile(r"epoch (\d+)/\d+: loss .* validation loss ([\d.]+|nan|inf),")
-UNPRUNED_TRIALS, UNPRUNED_EPOCHS = 4, 2  # with fewer there is no median to be worse than
+UNPRUNED_TRIALS = 4  # with fewer there is no median to be worse than
+# The first epochs tell of the warm-up and of BatchNorm, not of the end; and of forty looks at each
+# trial one would find it below the median by chance.
+UNPRUNED_PART, LOOKS = 1 / 3, 4
 MOST_FAILURES_IN_A_ROW = 3  # one trial may diverge; all of them mean that something else is wrong
 
 
@@ -191,14 +195,16 @@ def run_experiment(
         on_epoch: gets the number of an epoch and its validation loss; True ends the experiment.
 
     Returns:
-        The validation loss of the model that the stage keeps; None where it was ended.
+        The validation loss of the model that the stage keeps; None where it was ended. One that
+        DVC takes from its cache prints no epochs: `on_epoch` then gets them at the end, and can't
+        end it.
 
     Raises:
         UserError: params.yaml refuses these values together, or the experiment failed.
     """
     check_params.check(with_values(values), f"params.yaml of the trial {name}")
     process = experiment.start(name, stage, values)
-    last_lines, current = [], None
+    last_lines, current, seen = [], None, False
     try:
         for line in process.stdout:
             last_lines = [*last_lines[-20:], line]
@@ -207,6 +213,7 @@ def run_experiment(
             found = EPOCH.search(line)
             if found and current == stage:
                 print(f"  {name}: {line.strip()}", flush=True)
+                seen = True
                 if on_epoch(int(found[1]), float(found[2])):
                     return None
         if process.wait():
@@ -214,20 +221,29 @@ def run_experiment(
     finally:
         if process.poll() is None:
             experiment.end(process)
-    return kept_loss(name, stage, with_values(values)[stage])
+    section = with_values(values)[stage]
+    losses = validation_losses(name, stage)
+    if not seen and section.get("solver") != "lbfgs":
+        for epoch, loss in enumerate(losses, start=1):
+            on_epoch(epoch, loss)
+    return kept_loss(losses, section)
 
 
-def kept_loss(experiment: str, stage: str, section: dict[str, Any]) -> float:
-    """The validation loss of an experiment's model.
+def validation_losses(experiment: str, stage: str) -> list[float]:
+    """Those of all epochs of an experiment's training."""
+    import dvc.api
+
+    text = dvc.api.read((paths.PLOTS / stage / "history.csv").as_posix(), rev=experiment)
+    return [float(row["val_loss"]) for row in csv.DictReader(io.StringIO(text))]
+
+
+def kept_loss(losses: Sequence[float], section: dict[str, Any]) -> float:
+    """The validation loss of the model that training keeps, of those of all epochs.
 
     The best with early stopping, and by L-BFGS, whose rows are strengths of regularisation; with
     `averaged_epochs` the mean of those whose weights are averaged, of which the model itself was
     not measured; else the last.
     """
-    import dvc.api
-
-    text = dvc.api.read((paths.PLOTS / stage / "history.csv").as_posix(), rev=experiment)
-    losses = [float(row["val_loss"]) for row in csv.DictReader(io.StringIO(text))]
     if section.get("solver") == "lbfgs":
         return min(losses)
     if section["averaged_epochs"]:
@@ -236,12 +252,13 @@ def kept_loss(experiment: str, stage: str, section: dict[str, Any]) -> float:
     return min(losses) if section["early_stopping_patience"] else losses[-1]
 
 
-def open_study(name: str, seed: int, space: str = ""):
+def open_study(name: str, seed: int, epochs: int, space: str = ""):
     """What is known of a search, from .search/NAME.db; trials that were cut off are queued anew.
 
     Args:
         name: of the search.
         seed: of what is tried.
+        epochs: of a trial.
         space: what the losses depend on, as a text.
 
     Raises:
@@ -257,7 +274,11 @@ def open_study(name: str, seed: int, space: str = ""):
         load_if_exists=True,
         direction="minimize",
         sampler=optuna.samplers.TPESampler(seed=seed),
-        pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS, UNPRUNED_EPOCHS),
+        pruner=optuna.pruners.MedianPruner(
+            UNPRUNED_TRIALS,
+            n_warmup_steps=math.ceil(UNPRUNED_PART * epochs),
+            interval_steps=math.ceil((1 - UNPRUNED_PART) * epochs / LOOKS),
+        ),
     )
     if study.user_attrs.get("space", space) != space:
         raise UserError(
@@ -314,7 +335,8 @@ def main() -> None:
     if data := sweep.state_of(sweep.untracked_data({})):
         known_by.append(data)
     described = json.dumps(known_by, sort_keys=True, default=str)
-    study = open_study(name, params.load_seed(), described)
+    epochs = params.read()[space.stage]["epochs"]
+    study = open_study(name, params.load_seed(), epochs, described)
     if not study.trials and (present := present_values(space)):
         study.enqueue_trial(present)  # what there is now is what the others are compared with
     trials = options.trials or space.trials
