@@ -72,8 +72,16 @@ FAMILIES = {
 }
 
 
+# Large ones take ten to twenty seconds each.
+SLOW = ("inception_v3", "inception_resnet_v2", "nasnet_mobile", "densenet121", "efficientnet_v2_s")
+
+
 @pytest.mark.parametrize(
-    "name", [*FAMILIES, pytest.param("efficientnet_v2_s", marks=pytest.mark.slow)]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in [*FAMILIES, "efficientnet_v2_s"]
+    ],
 )
 def test_a_familys_input_scaling_is_its_own_and_needs_none_of_our_code(name, tmp_path):
     """Against keras.applications' preprocess_input and a network that is fed with that."""

@@ -97,7 +97,12 @@ def run(folder: Path, devices: int) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     ("count", "precision"),
-    [(32, "float32"), (29, "float32"), (25, "float32"), (25, "mixed_float16")],
+    [
+        (32, "float32"),
+        pytest.param(29, "float32", marks=pytest.mark.slow),
+        (25, "float32"),
+        (25, "mixed_float16"),
+    ],
 )
 def test_two_devices_train_as_one_does(project, count, precision):
     """Also where the last batch has shares of unequal size (5 images), or one of none (1)."""
