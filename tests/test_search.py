@@ -114,6 +114,8 @@ def test_values_reach_params_as_they_are(tmp_path, value, expected):
 
 @pytest.mark.slow
 def test_a_search_ends_bad_trials_goes_on_and_leaves_the_work_tree_alone(tmp_path):
+    import optuna
+
     project = ToyProject(tmp_path)
     project.set_params({"train_head": {"epochs": 3}, "fine_tune": {"epochs": 6}})
     file = space(project.folder, **{"fine_tune.learning_rate": [1.0e-3, 2.0e-3, 30.0]})
@@ -135,6 +137,10 @@ def test_a_search_ends_bad_trials_goes_on_and_leaves_the_work_tree_alone(tmp_pat
     printed = run("--trials", "2")
     assert "trial 1 of 2: {'fine_tune.learning_rate': 0.001}" in printed  # what there is, first
     assert printed.count("epoch 6/6") == 1  # which has been trained
+    storage = f"sqlite:///{project.folder / '.search' / file.stem}.db"
+    first = optuna.load_study(study_name=file.stem, storage=storage).trials[0]
+    # From DVC's cache; others are held to it all the same.
+    assert list(first.intermediate_values) == list(range(1, 7))
     printed = run("--trials", "3", "--preset", "best")
     assert "trial 3 of 3" in printed
     assert "trial 2 of 3" not in printed

@@ -31,8 +31,8 @@ KNOWN_SECTIONS = ("seed", "dataset", "split", *SECTIONS)  # on which a trial's l
 CHANGES_THE_LOSS = ("label_smoothing",)
 EPOCH = re.compile(r"epoch (\d+)/\d+: loss .* validation loss ([\d.]+|nan|inf),")
 UNPRUNED_TRIALS = 4  # with fewer there is no median to be worse than
-# The first epochs tell of the warm-up and of BatchNorm, not of the end; and of forty looks at each
-# trial one would find it below the median by chance.
+# The first epochs tell of the warm-up and of BatchNorm, not of the end; and among forty looks at a
+# trial, one would find it worse than the median by chance.
 UNPRUNED_PART, LOOKS = 1 / 3, 4
 MOST_FAILURES_IN_A_ROW = 3  # one trial may diverge; all of them mean that something else is wrong
 
