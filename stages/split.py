@@ -4,8 +4,8 @@ Reads:  data/inventory.csv — what fetch found out about every image.
         data/raw/ — labels and columns of every image, pixels of the few that are shown.
 Writes: data/splits.csv — id, split (train, valid or test), label, group, and the source's columns;
         images that fetch rejected have no row.
-        data/duplicates.csv — id, name, label, split, kind (exact or near) of every image that has
-        a copy or a near duplicate, the largest group first.
+        data/duplicates.csv — group, id, name, label, split, kind (exact or near) of every image
+        that has a copy or a near duplicate, the largest group first.
         metrics/data.json — counts: images, rejected, duplicates, images per split and class.
         plots/data/class_balance.csv and .png — columns split, label, images.
         plots/data/samples.png — training images of every class, with their labels.
@@ -425,18 +425,19 @@ def main() -> None:
     minimum = parameters.min_images_per_class
     per_class = Counter(found.labels)
     check_classes(per_class, per_class, minimum, also=rejected.labels)
-    start_tensorflow()
-
-    raw = RawDataset(paths.RAW)
-    check_source(parameters, raw.column_names, raw.split_names)
-    bar = progress(raw, total=raw.count, unit="image", description="split")
-    found = with_columns(found, rejected, bar)
+    # Before TensorFlow is there, which is as large as what this takes of a million images.
     copies = duplicates.find(
         found.contents,
         found.perceptual,
         found.sizes[:, 0] / found.sizes[:, 1],
         parameters.near_duplicate_distance,
     )
+    start_tensorflow()
+
+    raw = RawDataset(paths.RAW)
+    check_source(parameters, raw.column_names, raw.split_names)
+    bar = progress(raw, total=raw.count, unit="image", description="split")
+    found = with_columns(found, rejected, bar)
     groups = duplicates.join(copies, found.columns.get("group"))
     check_classes(per_class, groups_of_classes(found.labels, groups.of_image), minimum)
     sampled = membership.in_sample(groups.names, parameters.sample, seed)

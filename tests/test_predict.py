@@ -133,6 +133,16 @@ def test_a_table_names_its_images_relative_to_itself(folder):
         predict.find([folder / "list.csv"], "paht")
 
 
+def test_a_folder_is_searched_for_the_names_that_training_takes(folder):
+    for name in ("a.JFIF", "b.heic", "._0.png", ".cache/c.png", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    found = {path.relative_to(folder).as_posix() for path in predict.find([folder], "path")}
+    images = {"0.png", "2.png", "4.png", "deep/1.png", "deep/3.png", "broken.jpg"}
+    # What can't be read is found too, so that it is named; what systems leave behind is not.
+    assert found == images | {"a.JFIF", "b.heic"}
+
+
 def test_mistakes_are_told_before_anything_heavy(folder, model_file, tmp_path):
     with pytest.raises(UserError, match=r"no\.png does not exist; give images"):
         predict.find([folder / "no.png"], "path")

@@ -182,7 +182,8 @@ def what_to_do(
     elif metrics and metrics["splits"]["test"]["images"] < FEW_TEST_IMAGES:
         lines.append(
             f"split.folds: 5  # with {metrics['splits']['test']['images']} test images, figures "
-            "swing; `dvc exp run --queue -S 'split.fold=range(5)'` tests on every image"
+            "swing; `python -m tools.sweep -S split.folds=5 -S 'split.fold=range(5)'` tests on "
+            "every image"
         )
     return lines + _about_sizes(found, content)
 

@@ -17,9 +17,9 @@ from typing import TextIO
 import numpy as np
 
 from stages.common import explain, geometry, images, models, params, paths, shards
+from stages.common.image_names import SUFFIXES, is_image
 from stages.common.run import UserError, progress, run, start_tensorflow
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 COLUMNS = ("image", "rank", "class", "probability")
 
 
@@ -54,7 +54,9 @@ def find(inputs: Iterable[Path], path_column: str) -> list[Path]:
     found = []
     for path in inputs:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            inside = sorted(
+                file for file in path.rglob("*") if is_image(file.relative_to(path).as_posix())
+            )
             if not inside:
                 raise UserError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
             found += inside

@@ -83,16 +83,16 @@ def rows(found: dict[str, Counter]) -> list[list]:
 
 def table(found: list[list]) -> str:
     """Markdown: a stage a line, its part of the whole, and the parts of the stage in percent."""
-    seconds: dict[str, dict[str, float]] = defaultdict(dict)
-    for stage, name, value, _ in found:
-        seconds[stage][name] = value
-    names = [name for name in (*ACTIVITIES, REST) if any(name in of for of in seconds.values())]
-    whole = sum(sum(of.values()) for of in seconds.values())
+    shares: dict[str, dict[str, float]] = defaultdict(dict)
+    seconds: Counter = Counter()
+    for stage, name, value, share in found:
+        shares[stage][name] = share
+        seconds[stage] += value
+    names = [name for name in (*ACTIVITIES, REST) if any(name in of for of in shares.values())]
     lines = [["stage", "of the whole", *names], ["---"] * (len(names) + 2)]
-    for stage, of in seconds.items():
-        total = sum(of.values())
-        parts = (f"{of[name] / total:.0%}" if name in of else "" for name in names)
-        lines.append([f"`{stage}`", f"{total / whole:.1%}", *parts])
+    for stage, of in shares.items():
+        parts = (f"{of[name]:.0%}" if name in of else "" for name in names)
+        lines.append([f"`{stage}`", f"{seconds[stage] / seconds.total():.1%}", *parts])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

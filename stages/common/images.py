@@ -1,4 +1,4 @@
-"""Decodes image files to RGB, with Pillow, on all cores."""
+"""Decodes image files, with Pillow, on all cores: to RGB, to grey, or to the channels of a TIFF."""
 
 import io
 import itertools

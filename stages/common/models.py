@@ -219,7 +219,7 @@ def training_model(
     Args:
         model: from `assemble`.
         augmentation: a layer from images to images that acts in training only.
-        image_shape: [height, width, 3] of the training images.
+        image_shape: [height, width, channels] of the training images.
         mixture: a layer that mixes the images of a batch, and columns of numbers with them, see
             image_augmentation.mixture_layer; None: images stay whole.
         update_statistics: run the backbone as in training: unfrozen BatchNorm layers normalise by

@@ -89,7 +89,7 @@ def start_tensorflow(seed: int | None = None, deterministic: bool = True) -> Non
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if no_gpu else "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     # Memory of tensors is kept for the next ones: asking the system for it anew in every operation
-    # takes a third of a training step on a CPU (benchmarks/profile.md).
+    # takes a seventh to a fifth of a training step on a CPU (benchmarks/profile.md).
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
     with _without_information_lines():
         import keras

@@ -80,7 +80,7 @@ def learning_rate(parameters: TrainingParams, steps_per_epoch: int):
 
     `constant`; `inverse_time`: rate / (1 + decay_per_step × step), the tutorial's; `cosine`: linear
     warm-up from 0 over `warmup_epochs`, then half a cosine down to 0 at the last step. With a
-    budget of seconds it is a number, which `_budget_callback` sets.
+    budget of seconds it is a number, which `_Budget` sets.
     """
     import keras
 

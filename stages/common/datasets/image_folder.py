@@ -10,18 +10,10 @@ import tensorflow_datasets as tfds
 
 from stages.common import splits
 from stages.common.datasets.sources import Folder, open_source
+from stages.common.image_names import SUFFIXES, is_hidden, is_image
 from stages.common.inventory import InventoryRow
 from stages.common.run import UserError
 
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".gif"),
-    *(".bmp", ".webp", ".tif", ".tiff"),
-)
-# Images that nothing here decodes; `fetch` rejects them by name instead of passing over them.
-UNREADABLE_SUFFIXES = (
-    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd"),
-    *(".dng", ".cr2", ".cr3", ".nef", ".arw"),
-)
 OFFICIAL_SPLITS = tuple(name for names in splits.OFFICIAL_NAMES.values() for name in names)
 
 
@@ -45,16 +37,6 @@ class Layout:
 def _split_and_class(folder: str) -> tuple[str, str]:
     split, _, class_name = folder.partition("/")
     return split.casefold(), class_name
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a part of the name begins with a dot, as what systems leave behind does."""
-    return name.startswith(".") or "/." in name
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is one of the images, judged by its name."""
-    return name.lower().endswith((*SUFFIXES, *UNREADABLE_SUFFIXES)) and not is_hidden(name)
 
 
 def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:

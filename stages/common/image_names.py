@@ -1,0 +1,21 @@
+"""Which files are images, judged by their names."""
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".gif"),
+    *(".bmp", ".webp", ".tif", ".tiff"),
+)
+# Images that nothing here decodes; they are named, not passed over.
+UNREADABLE_SUFFIXES = (
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw"),
+)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of the name begins with a dot, as what systems leave behind does."""
+    return name.startswith(".") or "/." in name
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is one of the images; names of folders in it end with a slash."""
+    return name.lower().endswith((*SUFFIXES, *UNREADABLE_SUFFIXES)) and not is_hidden(name)
