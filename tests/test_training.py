@@ -383,6 +383,15 @@ def test_temperature_recovers_the_one_that_logits_were_scaled_by():
     assert training.fit_temperature(honest * 3.0, labels) == pytest.approx(3.0, rel=0.05)
 
 
+@pytest.mark.parametrize("classes", [2, 10])
+def test_a_small_split_that_is_all_right_does_not_make_the_model_sure_of_all(classes):
+    """Of calibrated logits, 50 images that all happen to be right: 1 is the best temperature."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 4, (50, classes))
+    temperature = training.fit_temperature(logits, logits.argmax(axis=1))
+    assert 0.3 < temperature < 2
+
+
 def test_one_view_follows_from_seed_and_batch_number_so_that_a_resumed_run_sees_the_same():
     features = np.arange(24 * 4, dtype="float16").reshape(24, 4, 1)
     batches = tf.data.Dataset.from_tensor_slices(
@@ -656,6 +665,27 @@ def test_the_average_of_the_weights_is_validated_and_kept(tmp_path):
     assert [row["loss"] for row in plain_history] == [row["loss"] for row in history]
     # It lags behind: at a decay of 0.9 half of the way is made in some seven steps.
     assert history[0]["val_loss"] > plain_history[0]["val_loss"]
+
+
+def test_an_average_without_a_single_step_is_the_model_as_it_was():
+    """Steps that a scaled loss skips must not leave zeros, which would then be validated."""
+    model = small_model()
+    model.get_layer("logits").dtype_policy = "mixed_float16"
+    training.compile_model(model, parameters(average_decay=0.9), 4)
+    inner = model.optimizer.inner_optimizer
+    assert int(inner.iterations.numpy()) == 0
+    averages = inner._model_variables_moving_average
+    for variable, average in zip(model.trainable_variables, averages, strict=True):
+        np.testing.assert_array_equal(average.numpy(), variable.numpy())
+
+
+def test_warm_up_that_never_ends_is_refused():
+    changes = {"schedule": "cosine", "epochs": 4, "warmup_epochs": 5.0}
+    assert error_of("train_head", changes) == (
+        "params.yaml, train_head.warmup_epochs: expected at most 4 (epochs), received 5.0; the "
+        "rate would not have risen when training ends"
+    )
+    assert parameters(schedule="cosine", epochs=4, warmup_epochs=4.0).warmup_epochs == 4
 
 
 def test_an_average_goes_on_after_an_interruption(tmp_path):

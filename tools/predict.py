@@ -5,7 +5,6 @@ Prints the likeliest classes of each image. The model is one file, models/fine_t
 """
 
 import argparse
-import csv
 import functools
 import json
 import sys
@@ -16,7 +15,7 @@ from typing import TextIO
 
 import numpy as np
 
-from stages.common import explain, geometry, images, models, params, paths, shards
+from stages.common import explain, geometry, images, models, params, paths, shards, tables
 from stages.common.image_names import SUFFIXES, is_image
 from stages.common.run import UserError, progress, run, start_tensorflow
 
@@ -72,7 +71,7 @@ def find(inputs: Iterable[Path], path_column: str) -> list[Path]:
 def _listed(table: Path, column: str) -> list[Path]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = tables.csv_reader(file)
             columns = reader.fieldnames or []
             if column not in columns:
                 raise UserError(
@@ -214,7 +213,7 @@ def write_table(predictions: Iterable[Prediction], out: TextIO) -> None:
 
 def write_csv(predictions: Iterable[Prediction], out: TextIO) -> None:
     """A row for each image and class."""
-    writer = csv.writer(out, lineterminator="\n")
+    writer = tables.csv_writer(out)
     writer.writerow(COLUMNS)
     for prediction in predictions:
         for rank, (name, share) in enumerate(prediction.likeliest, 1):

@@ -88,7 +88,10 @@ def _copy(url: str, target: Path) -> None:
     # Two rows may name the same URL, so that each thread writes a file of its own.
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
     try:
-        file_system, path = fsspec.core.url_to_fs(url, **_options(url))
+        if is_http(url):  # whole: `::` in it would part a chain of file systems
+            file_system, path = fsspec.filesystem("https", **_http_options()), url
+        else:
+            file_system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise UserError(
             f"dataset.path: the table names {url}, which can't be opened: {error}; install the "
@@ -102,10 +105,13 @@ def _copy(url: str, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _options(url: str) -> dict[str, Any]:
-    """For HTTP: time limits on silence instead of on the whole, and the environment's proxies."""
-    if not url.startswith(("http://", "https://")):
-        return {}
+def is_http(url: str) -> bool:
+    """Whether a web server has it."""
+    return url.startswith(("http://", "https://"))
+
+
+def _http_options() -> dict[str, Any]:
+    """Time limits on silence instead of on the whole, and the environment's proxies."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(
