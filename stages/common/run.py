@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -56,6 +57,12 @@ def explain(error: BaseException) -> str | None:
             f"batch_size in params.yaml, where it has one, or backbone.image_size ({said})"
         )
     return None
+
+
+def end_when_told() -> None:
+    """Has `kill` and a closed terminal end this process as Ctrl-C does: what is open is closed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 def run(main: Callable[[], None]) -> None:
