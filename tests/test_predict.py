@@ -151,8 +151,11 @@ def test_mistakes_are_told_before_anything_heavy(folder, model_file, tmp_path):
         predict.find([tmp_path / "empty"], "path")
     with pytest.raises(UserError, match="does not exist; `make repro` makes"):
         models.class_names(tmp_path / "none.keras")
-    with pytest.raises(UserError, match=r"is not a \.keras file"):
-        models.class_names(folder / "0.png")
+    for path in (folder / "0.png", folder):
+        with pytest.raises(UserError, match=r"is not a \.keras file"):
+            models.class_names(path)
+    refused = run(folder, "--explain", folder / "0.png", cwd=tmp_path)
+    assert "--explain: expected a folder, received the file" in refused.stderr
     models.save(models.load(model_file), tmp_path / "plain.keras")
     with pytest.raises(UserError, match="holds no class names"):
         models.class_names(tmp_path / "plain.keras")

@@ -7,6 +7,7 @@ Prints the likeliest classes of each image. The model is one file, models/fine_t
 import argparse
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from stages.common import explain, geometry, images, models, params, paths, shar
 from stages.common.image_names import SUFFIXES, is_image
 from stages.common.run import UserError, progress, run, start_tensorflow
 
+MOST_NAME_BYTES = 200  # of 255 that file systems take
 COLUMNS = ("image", "rank", "class", "probability")
 
 
@@ -258,7 +260,8 @@ def explainer(
         for path, picture, overlay in zip(batch_paths, seen, overlays, strict=True):
             written += 1
             both = np.concatenate([geometry.shown(picture), overlay], axis=1)
-            Image.fromarray(both).save(folder / f"{written:06} {path.stem}.png")
+            stem = os.fsencode(path.stem)[:MOST_NAME_BYTES].decode(errors="ignore")
+            Image.fromarray(both).save(folder / f"{written:06} {stem}.png")
 
     return write
 
@@ -287,6 +290,8 @@ def main() -> None:
     """Prints predictions; bad files go to standard error, and make the exit status 1."""
     options = parse(sys.argv[1:])
     files = find(options.inputs, options.path_column)
+    if options.explain and options.explain.exists() and not options.explain.is_dir():
+        raise UserError(f"--explain: expected a folder, received the file {options.explain}")
     classifier = Classifier(options.model)
     bad = 0
     with progress(None, total=len(files), unit="image", description="predict") as bar:

@@ -463,7 +463,7 @@ def class_names(path: Path) -> list[str]:
             return json.loads(file.read(CLASS_NAMES_PART))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; `make repro` makes the models") from None
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, IsADirectoryError):
         raise UserError(f"{path} is not a .keras file, which is a zip archive") from None
     except KeyError:
         raise UserError(
