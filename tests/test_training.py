@@ -339,6 +339,20 @@ def test_clip_norm_leaves_out_what_is_held_back(epoch, kernel_scale, bias_scale)
         np.testing.assert_allclose(variable.numpy() - old, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_clip_norm_and_rates_of_layers_take_variables_without_a_gradient():
+    """As the mask token of DINOv2, which only its own pretraining uses."""
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    given = parameters(optimizer="sgd", learning_rate=0.1, clip_norm=1.0)
+    training.compile_model(model, given, 1, lambda epoch: [0.5, 1.0])
+    kernel, bias = model.trainable_variables
+    before = bias.numpy()
+    model.optimizer.apply([None, np.array([3.0, 4.0], "float32")], [kernel, bias])
+    np.testing.assert_allclose(
+        bias.numpy() - before, -0.1 * 1.9 / 5 * np.array([3.0, 4.0]), rtol=1e-4
+    )
+
+
 @pytest.mark.parametrize("value", [0, -1.0, float("inf"), True, "none"])
 def test_clip_norm_takes_null_or_a_number_above_0(value):
     error = error_of("fine_tune", {"clip_norm": value})

@@ -415,6 +415,12 @@ def leaf_layers(model):
             yield layer
 
 
+def output_shape(layer) -> tuple[int | None, ...]:
+    """The shape of what the network goes on with: a layer may give more beside it (DINOv2)."""
+    output = layer.output
+    return tuple((output[0] if isinstance(output, list) else output).shape)
+
+
 def save(
     model,
     path: Path,

@@ -213,11 +213,16 @@ def _with_rate_factors(kind, rate_factors: Callable[[int], Sequence[float]]):
         def _apply_weight_decay(self, variables):
             """Left to `update_step`, which has the rate of each variable."""
 
+        def _filter_empty_gradients(self, grads, vars):
+            found = super()._filter_empty_gradients(grads, vars)
+            self._factors_of_gradients = [self._factor(variable) for variable in found[1]]
+            return found
+
         def _clip_gradients(self, gradients):
             """As Keras, but what is held back (factor 0) has no part in the norm."""
             if self.global_clipnorm is None:
                 return gradients
-            moving = [ops.cast(factor > 0, "float32") for factor in factors]
+            moving = [ops.cast(factor > 0, "float32") for factor in self._factors_of_gradients]
             pairs = list(zip(gradients, moving, strict=True))
             clipped = super()._clip_gradients([gradient * moves for gradient, moves in pairs])
             # For the moments of what is held back alone.
