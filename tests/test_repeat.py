@@ -1,16 +1,13 @@
 """tools.repeat: repetitions over seeds, each run once, and their spread."""
 
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from stages.common.run import UserError
-from tests import ROOT
 from tests.toy_project import ToyProject
 from tools import repeat
 
@@ -41,54 +38,6 @@ def test_figures_of_a_setting_replace_those_that_are_there(tmp_path: Path):
     ]
     with pytest.raises(UserError, match="choose the same by --metrics"):
         repeat.keep(file, "head", "none", [{"accuracy": 0.4}])
-
-
-def test_a_seed_that_would_be_ignored_is_refused(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["repeat", "--seeds", "1", "-S", "seed=7"])
-    monkeypatch.setattr(repeat.revisions, "check_history", lambda: None)
-    with pytest.raises(UserError, match="received seed, which --seeds sets"):
-        repeat.main()
-
-
-def test_a_shallow_clone_is_refused_before_the_work(tmp_path, monkeypatch):
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "whole" / "a").write_text("a")
-    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "one"]):
-        subprocess.run([*git, *words], cwd=tmp_path / "whole", check=True)
-    monkeypatch.chdir(tmp_path / "whole")
-    repeat.revisions.check_history()
-    clone = ["clone", "--quiet", "--depth", "1", f"file://{tmp_path}/whole", tmp_path / "shallow"]
-    subprocess.run([*git, *clone], check=True)
-    monkeypatch.chdir(tmp_path / "shallow")
-    with pytest.raises(UserError, match=r"`git fetch --unshallow` completes it"):
-        repeat.revisions.check_history()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_an_experiment_ends_with_the_tool_that_is_told_to_end(tmp_path, number):
-    """DVC stands in as a program that never ends; experiment.end ends it."""
-    script = """if True:
-        import subprocess, sys
-        from stages.common.run import run
-        from tools import experiment, repeat
-        start = subprocess.Popen
-        sleep = [sys.executable, "-u", "-c", "import os, time; print(os.getpid()); time.sleep(99)"]
-        experiment.subprocess.Popen = lambda words, **options: start(sleep, **options)
-        experiment.dvc = repeat.sweep.dvc = lambda *words: ""
-        experiment.untracked_data = lambda chosen: []
-        repeat.name_of = lambda *parts: "name"
-        run(lambda: repeat.run_once("train_head", {}))
-    """
-    tool = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    experiment_process = psutil.Process(int(tool.stdout.readline()))
-    tool.send_signal(number)
-    assert b"interrupted" in tool.communicate(timeout=60)[1]
-    assert tool.returncode == 130
-    assert not experiment_process.is_running()
 
 
 def test_a_repetition_after_an_edit_is_another_one(tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import quote
 
 import yaml
 
@@ -48,11 +47,7 @@ def params_table(before: str, after: str) -> str:
 
 
 def _code(value: str | None) -> str:
-    if value is None:
-        return "—"
-    line = " ".join(value.split()).replace("|", "\\|")
-    # Markdown: as code with a backtick in it is written.
-    return f"`` {line} ``" if "`" in line else f"`{line}`"
+    return "—" if value is None else f"`{value.replace('|', chr(92) + '|')}`"
 
 
 def metrics_table(before: dict, after: dict) -> str:
@@ -214,9 +209,8 @@ def comment(revision: str, pictures: Path | None, image_base: str) -> str:
     texts = [revisions.read(side, "params.yaml") for side in (commit, None)]
     parts += ["### Params", params_table(*texts)]
     if pictures:
-        base = quote(image_base, safe=":/?&=%")
         for title, name in draw(commit, pictures).items():
-            parts.append(f"### {title}\n\n![{title}]({base}{name})")
+            parts.append(f"### {title}\n\n![{title}]({image_base}{name})")
     return "\n\n".join(parts) + "\n"
 
 

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import functools
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.common import images, paths
-from stages.common.run import UserError, end_when_told, run
+from stages.common.run import UserError, run
 from tools import predict
 
 SHOWN_CLASSES = 5
@@ -87,7 +88,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     """Serves the page until Ctrl-C."""
     options = parse(sys.argv[1:])
-    end_when_told()  # or uploads would stay
+    # As Ctrl-C does, so that uploads are removed when a service or its terminal is closed.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="warmstart-demo-") as uploads:
         # Read when the library is imported.
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}

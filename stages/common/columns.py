@@ -78,8 +78,7 @@ class Categories(Sequence[str]):
 
     def __init__(self, codes: np.ndarray, names: Sequence[str]):
         """Takes the number (texts,) of each text in `names`."""
-        self.names = list(names)
-        self.codes = codes.astype(np.min_scalar_type(len(self.names)), copy=False)
+        self.codes, self.names = codes, list(names)
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Categories":

@@ -24,6 +24,7 @@ from stages.common.run import progress
 
 MOST_CURVE_POINTS = 200
 MOST_CURVES = 10  # of more classes one curve is drawn, of all of them together
+ALL_CLASSES = "all classes"
 GRID_SIDE = 5
 MOST_PAIRS = 6
 PAIR_EXAMPLES = 6
@@ -195,7 +196,7 @@ def one_vs_rest(results: Results) -> Iterator[tuple[str, np.ndarray, np.ndarray]
     if len(numbers) > MOST_CURVES:
         is_class = np.zeros(probabilities.shape, bool)
         is_class[np.arange(len(labels)), labels] = True
-        yield metrics.ALL_CLASSES, is_class.ravel(), probabilities.ravel()
+        yield ALL_CLASSES, is_class.ravel(), probabilities.ravel()
         return
     for number in numbers:
         is_class = labels == number
@@ -232,7 +233,7 @@ def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_CURVE_POINTS) -> np.ndar
 
 
 def class_rows(results: Results) -> list[tuple]:
-    """Class, F1, precision, recall and number of test images; of the classes that have some."""
+    """Class, F1, precision, recall (0 where undefined) and number of test images."""
     from sklearn.metrics import precision_recall_fscore_support
 
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -246,7 +247,6 @@ def class_rows(results: Results) -> list[tuple]:
         for name, *values, images in zip(
             results.class_names, f1, precision, recall, support, strict=True
         )
-        if images
     ]
 
 

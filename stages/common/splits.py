@@ -3,19 +3,18 @@
 The table is written and read row by row, so a million images need no memory.
 """
 
+import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from stages.common import tables
 
 SPLITS_FILE = Path("data/splits.csv")
 SPLIT_NAMES = ("train", "valid", "test")
 # What data sets call their official splits, by our name.
 OFFICIAL_NAMES = {
-    "train": ("train", "training"),
+    "train": ("train",),
     "valid": ("valid", "validation", "val", "dev"),
-    "test": ("test", "testing"),
+    "test": ("test",),
 }
 FIXED_COLUMNS = ("id", "split", "label", "group")
 
@@ -38,7 +37,7 @@ def write(path: Path, rows: Iterable[SplitRow], column_names: list[str]) -> None
     """
     column_names = [name for name in column_names if name not in FIXED_COLUMNS]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = tables.csv_writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*FIXED_COLUMNS, *column_names])
         for row in rows:
             others = [row.columns[name] for name in column_names]
@@ -48,7 +47,7 @@ def write(path: Path, rows: Iterable[SplitRow], column_names: list[str]) -> None
 def read(path: Path = SPLITS_FILE) -> Iterator[SplitRow]:
     """The rows of the table in their order, one after the other."""
     with path.open(newline="", encoding="utf-8") as file:
-        for record in tables.csv_reader(file):
+        for record in csv.DictReader(file):
             yield SplitRow(
                 **{name: record.pop(name) for name in FIXED_COLUMNS},
                 columns=record,

@@ -66,16 +66,6 @@ class TrainingParams:
         return self
 
     @model_validator(mode="after")
-    def _warm_up_ends(self):
-        warms_up = self.schedule == "cosine" and not self.seconds_budget
-        if warms_up and self.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"warmup_epochs: expected at most {self.epochs} (epochs), received "
-                f"{self.warmup_epochs}; the rate would not have risen when training ends"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _schedule_fits_a_budget(self):
         if self.seconds_budget and self.schedule == "inverse_time":
             raise ValueError(
@@ -90,7 +80,7 @@ def learning_rate(parameters: TrainingParams, steps_per_epoch: int):
 
     `constant`; `inverse_time`: rate / (1 + decay_per_step × step), the tutorial's; `cosine`: linear
     warm-up from 0 over `warmup_epochs`, then half a cosine down to 0 at the last step. With a
-    budget of seconds it is a number, which `_Budget` sets.
+    budget of seconds it is a number, which `_budget_callback` sets.
     """
     import keras
 
@@ -163,13 +153,6 @@ def compile_model(
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     # Else Keras makes its variables inside the graph of the first step, which is then traced twice.
     optimizer.build(model.trainable_variables)
-    if parameters.average_decay is not None:
-        # Keras begins with zeros until the first step, which a scaled loss may skip for an epoch.
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        for variable, average in zip(
-            model.trainable_variables, inner._model_variables_moving_average, strict=True
-        ):
-            average.assign(variable)
     model.compile(
         optimizer=optimizer,
         # With smoothing 0 this equals the sparse loss.
@@ -213,16 +196,11 @@ def _with_rate_factors(kind, rate_factors: Callable[[int], Sequence[float]]):
         def _apply_weight_decay(self, variables):
             """Left to `update_step`, which has the rate of each variable."""
 
-        def _filter_empty_gradients(self, grads, vars):
-            found = super()._filter_empty_gradients(grads, vars)
-            self._factors_of_gradients = [self._factor(variable) for variable in found[1]]
-            return found
-
         def _clip_gradients(self, gradients):
             """As Keras, but what is held back (factor 0) has no part in the norm."""
             if self.global_clipnorm is None:
                 return gradients
-            moving = [ops.cast(factor > 0, "float32") for factor in self._factors_of_gradients]
+            moving = [ops.cast(factor > 0, "float32") for factor in factors]
             pairs = list(zip(gradients, moving, strict=True))
             clipped = super()._clip_gradients([gradient * moves for gradient, moves in pairs])
             # For the moments of what is held back alone.
@@ -808,10 +786,6 @@ class _BestWeights:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature that minimises the negative log-likelihood (Guo et al. 2017, section 4.2).
 
-    Labels are smoothed as in Platt 1999 (section 2.2): of n images and k classes the right class
-    counts (n + 1) / (n + k), each other one 1 / (n + k). Without, a small split on which all images
-    are right asks for a temperature of 0: for a model that is never in doubt.
-
     Args:
         logits: (images, classes), float, of the validation split.
         labels: (images,), whole numbers.
@@ -823,13 +797,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.special import log_softmax
 
     logits = logits.astype(np.float64)
-    images, classes = logits.shape
-    spread = classes / (images + classes)  # part of each label that all classes share
 
     def loss(log_temperature: float) -> float:
         log_probabilities = log_softmax(logits / np.exp(log_temperature), axis=1)
-        of_labels = log_probabilities[np.arange(images), labels].mean()
-        return -(1 - spread) * of_labels - spread * log_probabilities.mean()
+        return -log_probabilities[np.arange(len(labels)), labels].mean()
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
     return float(np.exp(found.x))

@@ -88,10 +88,7 @@ def _copy(url: str, target: Path) -> None:
     # Two rows may name the same URL, so that each thread writes a file of its own.
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
     try:
-        if is_http(url):  # whole: `::` in it would part a chain of file systems
-            file_system, path = fsspec.filesystem("https", **_http_options()), url
-        else:
-            file_system, path = fsspec.core.url_to_fs(url)
+        file_system, path = fsspec.core.url_to_fs(url, **_options(url))
     except (ImportError, ValueError) as error:
         raise UserError(
             f"dataset.path: the table names {url}, which can't be opened: {error}; install the "
@@ -105,13 +102,10 @@ def _copy(url: str, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def is_http(url: str) -> bool:
-    """Whether a web server has it."""
-    return url.startswith(("http://", "https://"))
-
-
-def _http_options() -> dict[str, Any]:
-    """Time limits on silence instead of on the whole, and the environment's proxies."""
+def _options(url: str) -> dict[str, Any]:
+    """For HTTP: time limits on silence instead of on the whole, and the environment's proxies."""
+    if not url.startswith(("http://", "https://")):
+        return {}
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(
