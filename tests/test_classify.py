@@ -28,19 +28,21 @@ def run(*arguments, cwd) -> subprocess.CompletedProcess:
 def test_a_cat_is_named_and_what_is_no_image_loses_nothing(tmp_path):
     from skimage import data
 
-    Image.fromarray(data.chelsea()).save(tmp_path / "chelsea.jpg")
+    Image.fromarray(data.chelsea()).save(tmp_path / "chelsea $\\frac$ 5.jpg")  # no formula
     (tmp_path / "broken.png").write_bytes(b"no image")
     shown = tmp_path / "deep" / "shown.png"
-    arguments = ("broken.png", "chelsea.jpg", "none.png", "--json", "--top", 2)
+    arguments = ("broken.png", "chelsea $\\frac$ 5.jpg", "none.png", "--json", "--top", 2)
     done = run(*arguments, "--show-preprocessed", shown, cwd=tmp_path)
     assert done.returncode == 1
     assert "broken.png: not an image" in done.stderr
     assert "none.png: No such file" in done.stderr
     assert "2 of 3 files are no images" in done.stderr
     (found,) = json.loads(done.stdout)
-    assert found["image"] == "chelsea.jpg"
+    assert found["image"] == "chelsea $\\frac$ 5.jpg"
     assert [row["class"] for row in found["predictions"]] == ["Egyptian cat", "tiger cat"]
     assert Image.open(shown).width > 800
+    refused = run("broken.png", "--show-preprocessed", tmp_path / "shown.foo", cwd=tmp_path)
+    assert "--show-preprocessed: expected a .png file, received" in refused.stderr
 
 
 @pytest.mark.parametrize(

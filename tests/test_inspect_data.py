@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -44,16 +45,20 @@ def content() -> dict:
     read["dataset"]["on_bad_image"] = "error"
     read["preprocess"]["image_size"] = read["backbone"]["image_size"] = 224
     read["split"] |= {"test": 0.25, "min_images_per_class": 3}
+    read["fine_tune"]["image_sizes"] = [[1, 160]]
     for section in ("train_head", "fine_tune"):
         read[section]["class_weights"] = None
     return read
 
 
 def metrics(test: int = 500, **duplicates) -> dict:
-    kinds = ("exact_groups", "exact_images", "near_groups", "near_images", "conflicting_labels")
+    kinds = (
+        *("exact_groups", "exact_images", "near_groups", "near_images"),
+        *("conflicting_labels", "straddled_official"),
+    )
     return {
         "duplicates": dict.fromkeys(kinds, 0) | duplicates,
-        "splits": {name: {"images": test} for name in ("train", "valid", "test")},
+        "splits": {name: {"images": test, "class": {}} for name in ("train", "valid", "test")},
     }
 
 
@@ -153,7 +158,7 @@ def test_what_is_set_already_is_not_advised(content):
     ("side", "stored", "seen", "advice"),
     [
         (300, 224, 224, None),
-        (32, 224, 224, "backbone.image_size: 128"),
+        (32, 224, 224, "backbone.image_size: 128\nfine_tune.image_sizes: null"),
         (300, 128, 224, "preprocess.image_size: 224"),
         (300, 300, 224, None),  # for random crops
         (600, 600, 224, "preprocess.image_size: 448"),
@@ -166,7 +171,37 @@ def test_sizes_that_cost_more_than_they_give(content, side, stored, seen, advice
     content["preprocess"]["image_size"], content["backbone"]["image_size"] = stored, seen
     images = rows("cat", 9, side, side) + rows("dog", 9, side, side)
     lines = summary(images, content, of_split=metrics())["What to do"]
-    assert [line.split("  #")[0] for line in lines] == [advice or "nothing: `make repro`"]
+    settings = [line.split("  #")[0] for line in lines]
+    assert settings == (advice or "nothing: `make repro`").splitlines()
+
+
+def test_folds_are_not_advised_where_they_are_set_or_refused(content):
+    images = rows("cat", 40) + rows("dog", 40)
+    content["split"]["folds"] = 5
+    assert summary(images, content, of_split=metrics(test=16))["What to do"][0].startswith("noth")
+    content["split"] |= {"folds": None, "test": "official"}
+    official = {"train": 64, "testing": 16}
+    found = summary(images, content, official, metrics(test=16))
+    assert found["What to do"] == ["nothing: `make repro`"]
+
+
+def test_what_a_split_lacks_and_what_was_left_out_is_told(content):
+    of_split = metrics(straddled_official=2)
+    of_split["splits"]["train"]["class"] = {"cat": 9, "dog": 0}
+    of_split["splits"]["test"]["class"] = {"cat": 1, "dog": 9}
+    found = summary(rows("cat", 10) + rows("dog", 9), content, of_split=of_split)
+    assert found["What is wrong"] == [
+        "2 images with a copy, a near duplicate or the group of one in an official split: left out",
+        "no image in 'train' of dog",
+    ]
+
+
+def test_pages_that_are_channels_are_all_used(content):
+    images = [dataclasses.replace(row, frames=5) for row in rows("cat", 9) + rows("dog", 9)]
+    told = summary(images, content, of_split=metrics())["What is wrong"]
+    assert told == ["18 images with several frames: only the first is used"]
+    content["preprocess"]["channels"] = 5
+    assert summary(images, content, of_split=metrics())["What is wrong"] == ["nothing"]
 
 
 def test_an_official_test_split_is_advised(content):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stages.common.run import UserError
+from tests import ROOT
 from tests.toy_project import ToyProject
 from tools import repeat
 
@@ -38,6 +39,29 @@ def test_figures_of_a_setting_replace_those_that_are_there(tmp_path: Path):
     ]
     with pytest.raises(UserError, match="choose the same by --metrics"):
         repeat.keep(file, "head", "none", [{"accuracy": 0.4}])
+
+
+def test_a_seed_that_would_be_ignored_is_refused(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["repeat", "--seeds", "1", "-S", "seed=7"])
+    monkeypatch.setattr(repeat.revisions, "check_history", lambda: None)
+    with pytest.raises(UserError, match="received seed, which --seeds sets"):
+        repeat.main()
+
+
+def test_a_shallow_clone_is_refused_before_the_work(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "a").write_text("a")
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "one"]):
+        subprocess.run([*git, *words], cwd=tmp_path / "whole", check=True)
+    monkeypatch.chdir(tmp_path / "whole")
+    repeat.revisions.check_history()
+    clone = ["clone", "--quiet", "--depth", "1", f"file://{tmp_path}/whole", tmp_path / "shallow"]
+    subprocess.run([*git, *clone], check=True)
+    monkeypatch.chdir(tmp_path / "shallow")
+    with pytest.raises(UserError, match=r"`git fetch --unshallow` completes it"):
+        repeat.revisions.check_history()
 
 
 def test_a_repetition_after_an_edit_is_another_one(tmp_path, monkeypatch):

@@ -233,6 +233,29 @@ def test_values_that_params_refuse_together_start_nothing(folder):
 
 
 @pytest.mark.slow
+def test_what_can_not_name_experiments_starts_nothing(folder, monkeypatch):
+    path = space(folder, **{"fine_tune.learning_rate": [1e-3]})
+    path.rename(folder / "my space.yaml")
+    monkeypatch.setattr(sys, "argv", ["search", "my space.yaml"])
+    with pytest.raises(UserError, match=r"my space\.yaml: expected a name of letters, digits"):
+        search.main()
+    assert not (folder / ".search").exists()
+
+
+@pytest.mark.slow
+def test_trials_that_failed_are_not_counted_among_those_that_the_best_is_of(folder):
+    import optuna
+
+    path = space(folder, **{"fine_tune.learning_rate": {"low": 1e-4, "high": 1e-2}})
+    study = optuna.create_study()
+    for state in ("COMPLETE", "FAIL", "PRUNED", "FAIL"):
+        trial = study.ask()
+        trial.suggest_float("fine_tune.learning_rate", 1e-4, 1e-2)
+        state = optuna.trial.TrialState[state]
+        study.tell(trial, 0.5 if state == optuna.trial.TrialState.COMPLETE else None, state=state)
+    assert "the best of 2 trials" in search.preset_text("s", study, search.read_space(path))
+
+
 def test_a_search_in_another_space_is_not_mixed_with_the_first(folder):
     search.open_study("s", 0, 40, "one space")
     search.open_study("s", 0, 40, "one space")

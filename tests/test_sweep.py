@@ -4,8 +4,10 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 
+import psutil
 import pytest
 
 from stages.common.run import UserError
@@ -136,6 +138,8 @@ def test_workers_too_busy_to_answer_are_waited_for(tmp_path, monkeypatch):
     queue = Queue(3)
     command = [sys.executable, "-c", "import time; time.sleep(60)", "queue-worker"]
     with subprocess.Popen(command) as worker:
+        while not psutil.Process(worker.pid).cmdline():
+            time.sleep(0.01)  # Linux may wake who started it before its command line is there
         noted = {"pid": worker.pid, "stdin": None, "stdout": None, "stderr": None}
         (tmp_path / "dvc-exp-worker-1.json").write_text(json.dumps({**noted, "returncode": None}))
         looks = iter([False] * 20 + [True] * 10)
@@ -158,6 +162,18 @@ def test_workers_too_busy_to_answer_are_waited_for(tmp_path, monkeypatch):
     queue = Queue(3)
     with pytest.raises(UserError, match="experiments wait, but no worker runs"):
         sweep.watch(Counter())
+
+
+def test_an_interrupted_sweep_says_how_to_go_on_without_queuing_all_again(monkeypatch):
+    def interrupted(devices):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["sweep", "--workers", "1"])
+    monkeypatch.setattr(sweep, "dvc", lambda *words: "")
+    monkeypatch.setattr(sweep.revisions, "check_history", lambda: None)
+    monkeypatch.setattr(sweep, "start", interrupted)
+    with pytest.raises(UserError, match=r"`python -m tools\.sweep`, without -S, watches the rest"):
+        sweep.main()
 
 
 def test_what_failed_before_is_not_this_sweeps(monkeypatch, capsys):

@@ -55,6 +55,12 @@ def test_the_comment_says_what_changed(repository):
     assert "can't be compared" not in text
 
 
+def test_folders_of_pictures_with_spaces_are_addresses(repository):
+    text = compare.comment("base", repository / "drawn", "my pictures/")
+    assert "![" in text
+    assert "(my%20pictures/head.png)" in text
+
+
 def test_other_test_images_are_said(repository):
     lock = repository / "dvc.lock"
     lock.write_text(lock.read_text().replace("one", "two"))
@@ -74,6 +80,10 @@ def test_params_that_come_and_go_are_named():
         "| `d.e` | — | `x\\|y` |",
     ]
     assert compare.params_table("a: 1", "a: 1") == "No param changed."
+    lines = "a: |\n  Two paragraphs.\n\n  With `code`.\n"
+    assert compare.params_table("a: null", lines).splitlines()[2:] == [
+        "| `a` | `null` | `` 'Two paragraphs. With `code`. ' `` |",
+    ]
 
 
 def test_pictures_are_pushed_to_a_branch_of_their_own(repository, tmp_path_factory):

@@ -89,7 +89,8 @@ def draw_input(model, pictures: Sequence[tuple[str, np.ndarray]], file: Path) ->
         scaled = scaled_input(model, picture)
         low, high = scaled.min(), scaled.max()
         row[0].imshow(picture)
-        row[0].set_title(f"{name}\n{picture.shape[1]} × {picture.shape[0]} pixels, 0 to 255")
+        title = f"{name}\n{picture.shape[1]} × {picture.shape[0]} pixels, 0 to 255"
+        row[0].set_title(title, parse_math=False)
         row[1].imshow((scaled - low) / max(high - low, 1e-9))
         row[1].set_title(f"after input scaling\n{low:.2f} (black) to {high:.2f} (white)")
         for channel, style in enumerate(("-", "--", ":")):
@@ -118,6 +119,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not 1 <= options.top <= 1000:
         parser.error(f"--top: expected 1 to 1000, received {options.top}")
+    shown = options.show_preprocessed
+    if shown and shown.suffix.lower() != ".png":
+        parser.error(f"--show-preprocessed: expected a .png file, received {shown}")
     return options
 
 

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 import yaml
 
@@ -47,7 +48,11 @@ def params_table(before: str, after: str) -> str:
 
 
 def _code(value: str | None) -> str:
-    return "—" if value is None else f"`{value.replace('|', chr(92) + '|')}`"
+    if value is None:
+        return "—"
+    line = " ".join(value.split()).replace("|", "\\|")
+    # Markdown: as code with a backtick in it is written.
+    return f"`` {line} ``" if "`" in line else f"`{line}`"
 
 
 def metrics_table(before: dict, after: dict) -> str:
@@ -209,8 +214,9 @@ def comment(revision: str, pictures: Path | None, image_base: str) -> str:
     texts = [revisions.read(side, "params.yaml") for side in (commit, None)]
     parts += ["### Params", params_table(*texts)]
     if pictures:
+        base = quote(image_base, safe=":/?&=%")
         for title, name in draw(commit, pictures).items():
-            parts.append(f"### {title}\n\n![{title}]({image_base}{name})")
+            parts.append(f"### {title}\n\n![{title}]({base}{name})")
     return "\n\n".join(parts) + "\n"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.common import inventory, params, paths, splits
+from stages.common import geometry, inventory, params, paths, splits
 from stages.common.run import UserError, run
 
 MOST_NAMED = 3
@@ -121,7 +121,7 @@ def what_is_wrong(found: Found, metrics: dict | None, content: dict[str, Any]) -
     for code, names in sorted(found.problems.items(), key=lambda item: -len(item[1])):
         meaning = inventory.PROBLEMS.get(code, code)
         lines.append(f"{_images(len(names))} rejected, {meaning}: {_listed(names)}")
-    if found.animated:
+    if found.animated and content["preprocess"]["channels"] in (geometry.RGB, geometry.GREY):
         lines.append(f"{_images(found.animated)} with several frames: only the first is used")
     duplicates = metrics["duplicates"] if metrics else Counter()
     for kind, words in (("exact", "exact copies"), ("near", "near duplicates")):
@@ -135,6 +135,16 @@ def what_is_wrong(found: Found, metrics: dict | None, content: dict[str, Any]) -
             f"{_images(duplicates['conflicting_labels'])} there several times, under "
             "different labels"
         )
+    if duplicates["straddled_official"]:
+        done = {"leave_out": "left out", "move": "moved there"}
+        lines.append(
+            f"{_images(duplicates['straddled_official'])} with a copy, a near duplicate or the "
+            f"group of one in an official split: {done[content['split']['official_copies']]}"
+        )
+    for name in splits.SPLIT_NAMES if metrics else ():
+        absent = sorted(label for label, n in metrics["splits"][name]["class"].items() if not n)
+        if absent:
+            lines.append(f"no image in '{name}' of {_listed(absent)}")
     tiny = _tiny_classes(found, content)
     if tiny:
         lines.append(f"{len(tiny):,} classes too small to be divided: {_listed_classes(tiny)}")
@@ -176,13 +186,17 @@ def what_to_do(
             for section in ("train_head", "fine_tune")
             if content.get(section, {}).get("class_weights") is None
         ]
-    test = content.get("split", {}).get("test")
-    if "test" in official and len(official) > 1 and test != "official":
+    split = content.get("split", {})
+    keeps_test, folded = split.get("test") == "official", split.get("folds")
+    has_test = bool(set(splits.OFFICIAL_NAMES["test"]) & set(official))
+    few = metrics and metrics["splits"]["test"]["images"] < FEW_TEST_IMAGES
+    if has_test and len(official) > 1 and not keeps_test:
         lines.append("split.test: official  # the source brings a test split")
-    elif metrics and metrics["splits"]["test"]["images"] < FEW_TEST_IMAGES:
+    elif few and not keeps_test and not folded:
         lines.append(
             f"split.folds: 5  # with {metrics['splits']['test']['images']} test images, figures "
-            "swing; `dvc exp run --queue -S 'split.fold=range(5)'` tests on every image"
+            "swing; `python -m tools.sweep -S split.folds=5 -S 'split.fold=range(5)'` tests on "
+            "every image"
         )
     return lines + _about_sizes(found, content)
 
@@ -195,9 +209,15 @@ def _about_sizes(found: Found, content: dict[str, Any]) -> list[str]:
     side = int(np.median(np.maximum(found.widths, found.heights)))
     enough = -(-ENOUGH_ENLARGED * side // STEP) * STEP
     if enough < seen:
+        trained = [pixels for _, pixels in content.get("fine_tune", {}).get("image_sizes") or []]
         return [
             f"backbone.image_size: {enough}  # images of {side} pixels are enlarged to {seen}; "
-            f"this is {(seen / enough) ** 2:.2g} times faster, and a little worse at most"
+            f"this is {(seen / enough) ** 2:.2g} times faster, and a little worse at most",
+            *(
+                ["fine_tune.image_sizes: null  # they exceed that"]
+                if max(trained, default=0) > enough
+                else []
+            ),
         ]
     if side > stored and stored < seen:
         return [f"preprocess.image_size: {seen}  # {stored} is less than the network sees"]

@@ -19,7 +19,7 @@ import yaml
 
 from stages.common import params, paths
 from stages.common.run import UserError, run
-from tools import check_params, experiment, sweep
+from tools import check_params, experiment, revisions, sweep
 from tools.search import with_values
 
 METRICS = ("accuracy", "weighted_accuracy", "balanced_accuracy", "roc_auc", "loss")
@@ -169,6 +169,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Runs what is still to run, and prints."""
     options = parse()
+    revisions.check_history()
     values = {}
     for change in options.set_param:
         key, equals, value = change.partition("=")
@@ -178,6 +179,8 @@ def main() -> None:
             values[key] = params.parse(value)
         except yaml.YAMLError as error:
             raise UserError(f"-S: expected {key}=YAML, received {value!r}: {error}") from None
+    if "seed" in values:
+        raise UserError("-S: received seed, which --seeds sets; leave it out")
     check_params.check(with_values({**values, "seed": 0}), "params.yaml with -S")
     check_names(options.model, options.metrics, options.csv)
     rows = []

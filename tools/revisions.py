@@ -20,6 +20,15 @@ def resolve(revision: str) -> str:
     return done.stdout.strip()
 
 
+def check_history() -> None:
+    """UserError in a shallow clone, into which DVC can't bring an experiment's results."""
+    if _git("rev-parse", "--is-shallow-repository").stdout.strip() == "true":
+        raise UserError(
+            "this is a shallow clone, into which DVC can't bring the results of experiments; "
+            "`git fetch --unshallow` completes it"
+        )
+
+
 def read(revision: str | None, path: str) -> str:
     """A file's text at a revision; None: in the work tree.
 

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from stages.common import params, paths
 from stages.common.run import UserError, run
-from tools import check_params, experiment, sweep
+from tools import check_params, experiment, revisions, sweep
 from tools.preset import PRESETS
 
 MEMORY = Path(".search")
@@ -133,7 +133,8 @@ def with_values(values: dict[str, Any]) -> dict[str, Any]:
         for parent in parents:
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
-            known = [key for section in SECTIONS for key in _names(content[section], section)]
+            sections = [section for section in content if isinstance(content[section], dict)]
+            known = [key for section in sections for key in _names(content[section], section)]
             raise UserError(f"{name}: params.yaml has no such key{params.nearest(name, known)}")
         place[last] = value
     return content
@@ -293,6 +294,13 @@ def open_study(name: str, seed: int, epochs: int, space: str = ""):
     return study
 
 
+def finished_trials(study) -> int:
+    """Trials that ran to their end or were ended early: not those that failed or were cut off."""
+    from optuna.trial import TrialState
+
+    return len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
+
+
 def preset_text(name: str, study, space: Space) -> str:
     """The best trial as a preset, with where it is from."""
     best = study.best_trial
@@ -304,7 +312,7 @@ def preset_text(name: str, study, space: Space) -> str:
             place = place.setdefault(parent, {})
         is_range = isinstance(space.params[key], Range)
         place[last] = value if is_range else json.loads(value)
-    count = len(study.trials)
+    count = finished_trials(study)
     return (
         f"# Found by `python -m tools.search` in the space {name}: the best of {count} trials\n"
         f"# by the validation loss of {space.stage}, {best.value:.4f}. Of many tries the best is\n"
@@ -324,12 +332,18 @@ def main() -> None:
     preset = PRESETS / f"{options.preset}.yaml"
     if options.preset and preset.exists():
         raise UserError(f"{preset} exists; give another name, or remove it")
+    revisions.check_history()
+    name = options.space.stem
+    if not re.fullmatch(r"[\w-]+", name):
+        raise UserError(
+            f"{options.space}: expected a name of letters, digits, _ and -, which names the "
+            "experiments, received another; rename the file"
+        )
     space = read_space(options.space)
     try:
         import optuna
     except ModuleNotFoundError:
         raise UserError("Optuna is not installed; `make extra NAME=search` installs it") from None
-    name = options.space.stem
     searched = {key: value for key, value in params.read().items() if key in KNOWN_SECTIONS}
     known_by = [params.read(options.space), searched]
     if data := sweep.state_of(sweep.untracked_data({})):
@@ -340,9 +354,8 @@ def main() -> None:
     if not study.trials and (present := present_values(space)):
         study.enqueue_trial(present)  # what there is now is what the others are compared with
     trials = options.trials or space.trials
-    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     failures = 0
-    while (done := len(study.get_trials(states=finished))) < trials:
+    while (done := finished_trials(study)) < trials:
         trial = study.ask()
         values = suggest(trial, space)
         print(f"trial {done + 1} of {trials}: {values}", flush=True)

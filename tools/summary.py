@@ -8,6 +8,7 @@ from stages.common.run import UserError, run
 # What a reader asks for first; metrics/ has the rest.
 HEADLINES = (
     ("accuracy", "higher"),
+    ("weighted_accuracy", "higher"),
     ("balanced_accuracy", "higher"),
     ("f1_macro", "higher"),
     ("roc_auc", "higher"),

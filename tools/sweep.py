@@ -22,6 +22,7 @@ import psutil
 
 from stages.common import params
 from stages.common.run import UserError, progress, run
+from tools import revisions
 
 POLL_SECONDS = 5
 START_SECONDS = 120  # in which a worker that starts must have come up
@@ -225,6 +226,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.workers is not None and options.workers < 1:
         parser.error(f"--workers: expected 1 or more, received {options.workers}")
+    revisions.check_history()
     worker_devices = devices(options.workers, gpus())
     before = tasks(dvc("queue", "status"))
     earlier = Counter({state: before[state] for state in ENDED})
@@ -234,8 +236,14 @@ def main() -> None:
         values = {key: [one.strip("'\" ") for one in text.split(",")] for key, text in changes}
         copies = [word for path in untracked_data(values) for word in ("--copy-paths", path)]
         print(dvc("exp", "run", "--queue", *copies, *words), end="", flush=True)
-    start(worker_devices)
-    states = watch(earlier)
+    try:
+        start(worker_devices)
+        states = watch(earlier)
+    except KeyboardInterrupt:
+        raise UserError(
+            "interrupted; experiments that were begun go on: `python -m tools.sweep`, without -S, "
+            "watches the rest, `dvc queue stop --kill` ends them"
+        ) from None
     shown = ("--only-changed", "--drop", DROPPED, "--no-pager", "--hide-workspace", "--md")
     print(dvc("exp", "show", *shown), end="")
     if states["Failed"]:
