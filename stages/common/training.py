@@ -200,6 +200,8 @@ def _with_rate_factors(kind, rate_factors: Callable[[int], Sequence[float]]):
     # Variables, since a compiled step reads a number once; not the optimizer's, since they follow
     # from the epoch and need no backup.
     factors = [keras.Variable(factor, trainable=False) for factor in rate_factors(1)]
+    of_gradients: list = []  # the factors of those that have one; as the optimizer's own attribute
+    # they would become part of its state, which a resumed run then could not load
 
     class OptimizerWithRateFactors(kind):
         def begin_epoch(self, epoch: int) -> None:
@@ -215,14 +217,14 @@ def _with_rate_factors(kind, rate_factors: Callable[[int], Sequence[float]]):
 
         def _filter_empty_gradients(self, grads, vars):
             found = super()._filter_empty_gradients(grads, vars)
-            self._factors_of_gradients = [self._factor(variable) for variable in found[1]]
+            of_gradients[:] = [self._factor(variable) for variable in found[1]]
             return found
 
         def _clip_gradients(self, gradients):
             """As Keras, but what is held back (factor 0) has no part in the norm."""
             if self.global_clipnorm is None:
                 return gradients
-            moving = [ops.cast(factor > 0, "float32") for factor in self._factors_of_gradients]
+            moving = [ops.cast(factor > 0, "float32") for factor in of_gradients]
             pairs = list(zip(gradients, moving, strict=True))
             clipped = super()._clip_gradients([gradient * moves for gradient, moves in pairs])
             # For the moments of what is held back alone.
