@@ -376,7 +376,7 @@ class TestLayout:
                 survey("cat/1.jpg", "cat/2.jpg", "dog/notes.txt", strip_top=strip_top)
 
     def test_no_images(self):
-        with pytest.raises(UserError, match=r"none; .*; of the \.zip file there name the file"):
+        with pytest.raises(UserError, match=r"none; .*; if they are in the \.zip file there, name"):
             survey("images.zip", "README.md")
         with pytest.raises(UserError, match=r"at least two folders .* received none"):
             survey("README.md")

@@ -163,13 +163,6 @@ def compile_model(
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     # Else Keras makes its variables inside the graph of the first step, which is then traced twice.
     optimizer.build(model.trainable_variables)
-    if parameters.average_decay is not None:
-        # Keras begins with zeros until the first step, which a scaled loss may skip for an epoch.
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        for variable, average in zip(
-            model.trainable_variables, inner._model_variables_moving_average, strict=True
-        ):
-            average.assign(variable)
     model.compile(
         optimizer=optimizer,
         # With smoothing 0 this equals the sparse loss.
@@ -182,6 +175,16 @@ def compile_model(
         jit_compile=False,
         steps_per_execution=_largest_divisor(steps_per_epoch, steps_per_execution),
     )
+    if parameters.average_decay is not None:
+        # Keras begins with zeros until the first step, which a scaled loss may skip for an epoch.
+        for variable, average in _averages(model):
+            average.assign(variable)
+
+
+def _averages(model) -> list[tuple]:
+    """Each variable that trains, and the moving average of it that the optimizer keeps."""
+    averages = _inner_optimizer(model)._model_variables_moving_average
+    return list(zip(model.trainable_variables, averages, strict=True))
 
 
 def _largest_divisor(number: int, limit: int) -> int:
@@ -200,8 +203,9 @@ def _with_rate_factors(kind, rate_factors: Callable[[int], Sequence[float]]):
     # Variables, since a compiled step reads a number once; not the optimizer's, since they follow
     # from the epoch and need no backup.
     factors = [keras.Variable(factor, trainable=False) for factor in rate_factors(1)]
-    of_gradients: list = []  # the factors of those that have one; as the optimizer's own attribute
-    # they would become part of its state, which a resumed run then could not load
+    # Of the variables that have a gradient. Not the optimizer's attribute: what is in it becomes
+    # part of its state, which a resumed run then could not load.
+    of_gradients: list = []
 
     class OptimizerWithRateFactors(kind):
         def begin_epoch(self, epoch: int) -> None:
@@ -563,10 +567,7 @@ def _average_callbacks() -> list:
     import keras
 
     def swap(model):
-        optimizer = _inner_optimizer(model)
-        for variable, average in zip(
-            model.trainable_variables, optimizer._model_variables_moving_average, strict=True
-        ):
+        for variable, average in _averages(model):
             current = variable.numpy()
             variable.assign(average)
             average.assign(current)

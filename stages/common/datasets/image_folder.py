@@ -88,7 +88,7 @@ def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
         raise UserError(
             f"dataset.path: expected at least two folders with images in {where}, received "
             f"{list(class_names) or 'none'}; each class needs its own ({', '.join(SUFFIXES)})"
-            + (f"; of the {' or '.join(packed)} file there name the file itself" if packed else "")
+            + (f"; if they are in the {packed[0]} file there, name that file" if packed else "")
         )
     split_names = tuple(sorted({split for split, _ in places.values()}))
     return Layout(

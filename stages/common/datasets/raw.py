@@ -83,7 +83,7 @@ class RawDataset:
             records = tf.data.TFRecordDataset(files).with_options(data_options())
             numbered = records.take(last + 1).enumerate().batch(READ_AT_ONCE)
             picked = numbered.map(
-                lambda numbers, record, kept=is_wanted: record[tf.gather(kept, numbers)]
+                lambda numbers, records, kept=is_wanted: records[tf.gather(kept, numbers)]
             )
             examples = picked.unbatch().map(lambda record: parse(record, decoders=decoders))
             yield from self._read(split, examples, itertools.compress(self._ids(split), wanted))

@@ -88,7 +88,8 @@ def _copy(url: str, target: Path) -> None:
     # Two rows may name the same URL, so that each thread writes a file of its own.
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
     try:
-        if is_http(url):  # whole: `::` in it would part a chain of file systems
+        if url.startswith(("http://", "https://")):
+            # Whole: `::` in it would part a chain of file systems.
             file_system, path = fsspec.filesystem("https", **_http_options()), url
         else:
             file_system, path = fsspec.core.url_to_fs(url)
@@ -103,11 +104,6 @@ def _copy(url: str, target: Path) -> None:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def is_http(url: str) -> bool:
-    """Whether a web server has it."""
-    return url.startswith(("http://", "https://"))
 
 
 def _http_options() -> dict[str, Any]:
