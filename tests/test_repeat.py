@@ -74,7 +74,11 @@ def test_an_experiment_ends_with_the_tool_that_is_told_to_end(tmp_path, number):
         from stages.common.run import run
         from tools import experiment, repeat
         start = subprocess.Popen
-        sleep = [sys.executable, "-u", "-c", "import os, time; print(os.getpid()); time.sleep(99)"]
+        endless = (
+            "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+            "print(os.getpid()); time.sleep(99)"  # also where a job in the background ignores it
+        )
+        sleep = [sys.executable, "-u", "-c", endless]
         experiment.subprocess.Popen = lambda words, **options: start(sleep, **options)
         experiment.dvc = repeat.sweep.dvc = lambda *words: ""
         experiment.untracked_data = lambda chosen: []
