@@ -1,6 +1,6 @@
 """Pushes every training and validation image through the frozen network, once.
 
-Reads:  data/images/{train,valid}/ — RGB uint8; models/backbone.keras.
+Reads:  data/images/{train,valid}/ — uint8, RGB as a rule; models/backbone.keras.
 Writes: data/features/{train,valid}/ — shards of float16: pooled (views, channels), or feature maps
         (views, height, width, channels); training images in `views` of the allowed symmetries,
         validation images in one view. Of several layers, the channels one after the other, maps
@@ -54,7 +54,7 @@ class ExtractFeaturesParams:
 
 
 def feature_function(backbone_model, features: str, symmetries):
-    """A compiled function from images (batch, height, width, 3) to (batch, views, …) float16."""
+    """A compiled function: images (batch, height, width, channels) to (batch, views, …) float16."""
     import keras
     import tensorflow as tf
 

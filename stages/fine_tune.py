@@ -1,7 +1,7 @@
 """Unfreezes the trained classifier and goes on at a smaller rate: linear probe, then fine-tune.
 
-Reads:  data/images/{train,valid}/ — RGB uint8; models/head.keras; data/splits.csv — the training
-        images' column of weights, where one is asked for.
+Reads:  data/images/{train,valid}/ — uint8, RGB as a rule; models/head.keras; data/splits.csv —
+        the training images' column of weights, where one is asked for.
 Writes: models/fine_tuned.keras — images to calibrated probabilities.
         plots/fine_tune/history.csv — one row an epoch: loss and accuracy of both splits.
         plots/fine_tune/layers.csv — every layer: shape, parameters, trainable in which phase.

@@ -1,8 +1,9 @@
 """Puts everything that was found out on one page, which opens without a server or a network.
 
 Reads:  metrics/*.json; plots/train_head/history.csv, plots/fine_tune/ — history.csv, layers.csv;
-        plots/<model>/*.csv; data/gallery/<model>/ — gallery.json and JPEG files;
-        data/rejected.csv; data/raw/dataset_info.json; params.yaml, all of it; Git's commit.
+        plots/<model>/ — confusion.csv, roc.csv, precision_recall.csv, reliability.csv;
+        data/gallery/<model>/ — gallery.json and JPEG files; data/rejected.csv;
+        data/raw/dataset_info.json; params.yaml, all of it; Git's commit.
 Writes: reports/index.html — one file of at most 20 MB: text, tables, charts, galleries.
 """
 

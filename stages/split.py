@@ -4,8 +4,8 @@ Reads:  data/inventory.csv — what fetch found out about every image.
         data/raw/ — labels and columns of every image, pixels of the few that are shown.
 Writes: data/splits.csv — id, split (train, valid or test), label, group, and the source's columns;
         images that fetch rejected have no row.
-        data/duplicates.csv — id, name, label, split, kind (exact or near) of every image that has
-        a copy or a near duplicate, the largest group first.
+        data/duplicates.csv — group, id, name, label, split, kind (exact or near) of every image
+        that has a copy or a near duplicate, the largest group first.
         metrics/data.json — counts: images, rejected, duplicates, images per split and class.
         plots/data/class_balance.csv and .png — columns split, label, images.
         plots/data/samples.png — training images of every class, with their labels.
@@ -247,13 +247,22 @@ def assign(
         result[straddling(found, result, parameters)] = len(splits.SPLIT_NAMES)
     for number, name in enumerate(splits.SPLIT_NAMES):
         if number not in result:
-            folded = name == "test" and parameters.folds
             raise UserError(
                 f"the split '{name}' would be empty with {len(found)} images in {count} groups "
-                f"and fractions {parameters.fractions}; add images or "
-                f"{'lower split.folds' if folded else f'raise split.{name}'}"
+                f"and fractions {parameters.fractions}; add images or {_remedy(name, parameters)}"
             )
     return Categories(result, [*splits.SPLIT_NAMES, LEFT_OUT])
+
+
+def _remedy(name: str, parameters: SplitParams) -> str:
+    """What fills an empty split."""
+    if parameters.sample < 1:
+        return "raise split.sample"
+    if name == "test" and parameters.folds:
+        return "lower split.folds"
+    if getattr(parameters, name) == "official":
+        return f"set split.{name} to a fraction"
+    return f"raise split.{name}"
 
 
 def _official(found: Images, name: str) -> np.ndarray:
@@ -412,8 +421,12 @@ def describe_gaps(labels: Sequence[str], assigned: Sequence[str]) -> list[str]:
 def groups_of_classes(labels: Sequence[str], of_image: np.ndarray) -> Counter:
     """Different groups in each class; one of several classes counts in each."""
     codes, names = encode(labels)
-    pairs = np.unique(of_image.astype(np.int64) * len(names) + codes) % len(names)
-    return Counter({names[code]: int(n) for code, n in enumerate(np.bincount(pairs))})
+    # Most images are alone in their group: numpy.unique takes 45 bytes for each that it is given.
+    alone = np.bincount(of_image)[of_image] == 1
+    counts = np.bincount(codes[alone], minlength=len(names))
+    pairs = np.unique(of_image[~alone].astype(np.int64) * len(names) + codes[~alone])
+    counts += np.bincount(pairs % len(names), minlength=len(names))
+    return Counter(dict(zip(names, counts.tolist(), strict=True)))
 
 
 def main() -> None:
@@ -425,18 +438,19 @@ def main() -> None:
     minimum = parameters.min_images_per_class
     per_class = Counter(found.labels)
     check_classes(per_class, per_class, minimum, also=rejected.labels)
-    start_tensorflow()
-
-    raw = RawDataset(paths.RAW)
-    check_source(parameters, raw.column_names, raw.split_names)
-    bar = progress(raw, total=raw.count, unit="image", description="split")
-    found = with_columns(found, rejected, bar)
+    # Before TensorFlow is there, which is as large as what this takes of a million images.
     copies = duplicates.find(
         found.contents,
         found.perceptual,
         found.sizes[:, 0] / found.sizes[:, 1],
         parameters.near_duplicate_distance,
     )
+    start_tensorflow()
+
+    raw = RawDataset(paths.RAW)
+    check_source(parameters, raw.column_names, raw.split_names)
+    bar = progress(raw, total=raw.count, unit="image", description="split")
+    found = with_columns(found, rejected, bar)
     groups = duplicates.join(copies, found.columns.get("group"))
     check_classes(per_class, groups_of_classes(found.labels, groups.of_image), minimum)
     sampled = membership.in_sample(groups.names, parameters.sample, seed)
@@ -544,14 +558,11 @@ def draw_plots(
 
 
 def _pictures(raw: RawDataset, wanted: set[str]) -> dict[str, np.ndarray]:
-    """The pixels of some images by id; reading stops at the last of them."""
-    pictures: dict[str, np.ndarray] = {}
-    for image in raw:
-        if len(pictures) == len(wanted):
-            break
-        if image.id in wanted:
-            pictures[image.id] = images.to_array(image.encoded, SAMPLE_SIZE, "squash")
-    return pictures
+    """The pixels of some images by id."""
+    return {
+        image.id: images.to_array(image.encoded, SAMPLE_SIZE, "squash")
+        for image in raw.pick(wanted)
+    }
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def test_classes_and_confused_pairs_by_hand():
         ("a", "0.4", "1", "0.25", 4),  # 1 of 1 found, 1 of 4 recalled
         ("b", "0.571429", "0.4", "1", 2),  # 2 of 5, 2 of 2
         ("c", "0", "0", "0", 1),
-        ("d", "0", "0", "0", 0),
+        # Of d there is no image: nothing is known of it.
     ]
     pairs = evaluation_plots.confused_pairs(found)
     described = [(pair.actual, pair.predicted, pair.images, pair.of) for pair in pairs]

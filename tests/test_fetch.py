@@ -284,6 +284,22 @@ class TestImageFolder:
         raw = prepare(tmp_path, dataset_params("image_folder", own))
         assert raw.class_names == ["pets/cat", "pets/dog"]
         assert raw.count == 4
+        builder = image_folder.ImageFolder(folder=own, data_dir=tmp_path / "again")
+        assert [note.split(";")[0] for note in builder.notes] == [
+            f"{own}/pets is a link to a folder, in which DVC notices no change"
+        ]
+
+    def test_single_images_are_picked_in_their_order(self, tmp_path, draw_images):
+        for split in ("train", "test"):
+            draw_images(tmp_path / "own" / split / "cat", 20)
+            draw_images(tmp_path / "own" / split / "dog", 20)
+        raw = prepare(tmp_path, dataset_params("image_folder", tmp_path / "own"))
+        everything = list(raw)
+        assert list(raw.pick({everything[number].id for number in (77, 3, 41)})) == [
+            everything[number] for number in (3, 41, 77)
+        ]
+        assert list(raw.pick({everything[50].id})) == [everything[50]]
+        assert list(raw.pick(set())) == []
 
 
 def survey(*names: str, strip_top: bool = False) -> image_folder.Layout:
@@ -314,10 +330,26 @@ class TestLayout:
         assert survey(*names, strip_top=True).class_names == ("cat", "dog")
         assert survey(*names).class_names == ("set/v1/cat", "set/v1/dog")
 
-    def test_splits_below_what_all_members_share(self):
-        layout = survey("set/train/cat/1.jpg", "set/test/dog/1.jpg", strip_top=True)
+    @pytest.mark.parametrize("strip_top", [False, True])
+    def test_splits_below_what_all_images_share(self, strip_top):
+        """A folder has it as well where an archive was unpacked into it."""
+        layout = survey("set/train/cat/1.jpg", "set/test/dog/1.jpg", strip_top=strip_top)
         assert layout.class_names == ("cat", "dog")
         assert layout.place("set/test/dog/1.jpg") == ("test", "dog")
+
+    def test_other_words_for_splits(self):
+        layout = survey("Training/cat/1.jpg", "Testing/dog/1.jpg")
+        assert layout.class_names == ("cat", "dog")
+        assert layout.split_names == ("testing", "training")
+
+    def test_names_of_classes_are_single_lines_of_one_form(self):
+        """TFDS keeps them in a file of lines, which would become other classes."""
+        composed, decomposed = "train/caf\u00e9/1.jpg", "test/cafe\u0301/1.jpg"
+        broken, spaced = "train/late\nblight/old /1.jpg", "test/late blight/old/1.jpg"
+        layout = survey(composed, decomposed, broken, spaced)
+        assert layout.class_names == ("caf\u00e9", "late blight/old")
+        assert layout.place(decomposed) == ("test", "caf\u00e9")
+        assert layout.place(broken) == ("train", "late blight/old")
 
     def test_a_single_official_split(self):
         layout = survey("test/cat/1.jpg", "test/dog/1.jpg", strip_top=True)
@@ -344,6 +376,8 @@ class TestLayout:
                 survey("cat/1.jpg", "cat/2.jpg", "dog/notes.txt", strip_top=strip_top)
 
     def test_no_images(self):
+        with pytest.raises(UserError, match=r"none; .*; if they are in the \.zip file there, name"):
+            survey("images.zip", "README.md")
         with pytest.raises(UserError, match=r"at least two folders .* received none"):
             survey("README.md")
 

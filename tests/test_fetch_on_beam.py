@@ -16,6 +16,7 @@ from stages import fetch
 from stages.common import params, paths
 from stages.common.datasets import image_folder, library, sources
 from stages.common.datasets.raw import RawDataset
+from stages.common.image_names import is_image
 from stages.common.run import UserError
 from tests import ROOT
 
@@ -149,7 +150,7 @@ def test_folder_by_folder_workers_find_the_files_that_one_walk_finds(own):
     listed = [
         name for folder in layout.folders for name in image_folder.image_names(folder, source)
     ]
-    assert sorted(listed) == sorted(filter(image_folder.is_image, source.names()))
+    assert sorted(listed) == sorted(filter(is_image, source.names()))
     assert len(listed) == len(set(listed)) == 23
 
 

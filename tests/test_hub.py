@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from stages.common import blocks, heads, hub, models
+from stages import fine_tune
+from stages.common import blocks, heads, hub, layer_table, models, training
 from stages.common.run import UserError
+from tests.test_training import parameters
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +23,7 @@ def save_preset(network, keras_hub, folder, **converter):
     kind = {
         "ResNetBackbone": keras_hub.layers.ResNetImageConverter,
         "ViTBackbone": keras_hub.layers.ViTImageConverter,
+        "DINOV2Backbone": keras_hub.layers.DINOV2ImageConverter,
     }[type(network).__name__]
     kind(**converter).save_to_preset(folder)
     return str(folder)
@@ -82,6 +85,35 @@ def test_the_tokens_of_patches_become_a_map_in_the_pictures_order(vit):
     assert tokens.shape == (2, 17, 16)  # a class token before 16 patches
     found = backbone.predict(images, verbose=0)
     np.testing.assert_allclose(found[:, 1, 2], tokens[:, 1 + 4 + 2], rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_whose_encoder_gives_all_its_blocks_is_cut_listed_and_tuned(keras_hub, tmp_path):
+    network = keras_hub.models.DINOV2Backbone(
+        patch_size=16,
+        num_layers=2,
+        hidden_dim=16,
+        num_heads=2,
+        intermediate_dim=32,
+        image_shape=(96, 96, 3),
+    )
+    backbone = hub.build(save_preset(network, keras_hub, tmp_path / "dino"), True, None)
+    assert blocks.resolve(backbone, "all_blocks")
+    with pytest.raises(UserError, match=r"encoder. with \(None, 37, 16\)"):
+        blocks.resolve(backbone, ["dinov2_backbone_encoder"])
+    head = heads.build("linear", backbone.output_shape[-1:], 3, hidden_units=[1], dropout=0.0)
+    classifier = models.assemble(models.with_any_size(backbone), head)
+    fine_tune.unfreeze(classifier, "all", batch_norm_trainable=True)
+    shapes = {row.name: row.output_shape for row in layer_table.rows(classifier, set())}
+    assert shapes["dinov2_backbone_encoder"] == "37 × 16"
+    trained = models.training_model(classifier, keras.layers.Identity(), [96, 96, 3])
+    given = parameters(clip_norm=1.0)
+    rates = fine_tune.rate_factors(
+        trained.trainable_variables, classifier.get_layer("backbone"), 0.75
+    )
+    training.compile_model(trained, given, 1, lambda epoch: rates)
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3)).astype("float32")
+    loss = trained.train_on_batch(images, np.eye(3, dtype="float32")[:2])[0]
+    assert np.isfinite(loss)
 
 
 def test_mistakes_are_named(vit, tmp_path):

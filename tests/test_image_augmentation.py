@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from stages.common import image_augmentation, models
+from stages.common import image_augmentation, models, training
 from stages.common.image_augmentation import ImageAugmentationParams
 from tests.test_params import error_of
 
@@ -50,6 +50,11 @@ def test_a_crop_keeps_at_least_its_area_and_stretches_by_a_third_at_most(images)
     np.testing.assert_allclose(result[..., 2], images[..., 2], rtol=1e-4)  # each from its own image
 
 
+def test_a_crop_of_nearly_all_is_stretched_less_so_that_it_keeps_its_area(images):
+    spans = np.ptp(augmented(images, crop_area=0.95)[..., :2], axis=(1, 2)) / 150
+    assert 0.949 < spans.prod(axis=1).min() < 0.97
+
+
 def test_a_shift_fills_the_rest_with_the_pictures_reflection(images):
     result = augmented(images, shift=0.25)
     moved = np.abs(result[:, 16, 16, 0] - images[:, 16, 16, 0]) / 150
@@ -79,7 +84,7 @@ def test_erasing_after_a_shift_works_in_a_compiled_step(images):
     assert np.isfinite(result).all()
 
 
-@pytest.mark.parametrize("changes", [{"rand_augment": 0.5}, {"erasing": 1.0}])
+@pytest.mark.parametrize("changes", [{"rand_augment": 0.5}, {"rand_augment": 1}, {"erasing": 1.0}])
 def test_colours_stay_colours(images, changes):
     result = augmented(images, **changes)
     assert (result != images).any(axis=(1, 2, 3)).mean() > 0.8
@@ -88,10 +93,90 @@ def test_colours_stay_colours(images, changes):
     assert result.max() <= 255
 
 
+def rand_augment(strength):
+    given = ImageAugmentationParams(**{**OFF, "rand_augment": strength})
+    return image_augmentation.augmentation_layer(given, 0)
+
+
+def differences(images, strength) -> np.ndarray:
+    """What each of RandAugment's 13 changes adds to each image: (changes, *images.shape)."""
+    changes = rand_augment(strength).steps[-1].changes()
+    return np.stack([change(tf.constant(images)) - images for change in changes])
+
+
+def test_weak_changes_are_small_whatever_is_drawn():
+    """On a picture that auto contrast and equalization, which have no strength, hardly change."""
+    ramp = np.tile(np.linspace(0, 250, SIDE), (SIDE, 1))
+    picture = np.stack([ramp, ramp.T, ramp[::-1, ::-1]], axis=-1).astype("float32")
+    images = np.repeat(picture[np.newaxis], 4 * COUNT, axis=0)
+
+    def size(strength):
+        return np.abs(augmented(images, rand_augment=strength) - images).mean(axis=(1, 2, 3))
+
+    assert size(0.02).max() < 12
+    assert size(0.02).mean() < 4 < 8 < size(0.3).mean() < size(1.0).mean()
+
+
+def test_each_change_grows_with_its_strength(images):
+    weak, middle, strong = [
+        np.abs(differences(images, strength)).mean(axis=(1, 2, 3, 4))
+        for strength in (0.02, 0.3, 1.0)
+    ]
+    steady = weak > 3
+    assert steady.sum() == 2  # auto contrast and equalization
+    np.testing.assert_array_equal(weak[steady], strong[steady])
+    assert (weak < middle)[~steady].all()
+    assert (middle < strong)[~steady].all()
+
+
+def test_geometry_and_colours_go_both_ways(images):
+    # Row, column and channel; geometry moves the picture along its ramp of red, or of green.
+    shears, shifts, turn = [(10, 16, 0), (16, 10, 1)], [(16, 16, 0), (16, 16, 1)], (16, 28, 1)
+    brightness, contrast, colour = (16, 16, 2), (16, 28, 0), (16, 28, 0)
+    places = [*shears, *shifts, turn, brightness, contrast, colour]
+    for change, (row, column, channel) in zip(differences(images, 0.3)[:8], places, strict=True):
+        found = change[:, row, column, channel]
+        assert found.min() < -3 < 3 < found.max()
+        assert 16 < (found > 0).sum() < 48  # 32 expected, standard deviation 4
+
+
+def test_auto_contrast_and_equalization_look_at_one_image_alone(images):
+    images[1:] /= 2
+    alone, together = differences(images[:1], 0.5), differences(images, 0.5)
+    for number in (10, 12):
+        np.testing.assert_array_equal(alone[number, 0], together[number, 0])
+
+
+def test_images_of_a_batch_get_changes_of_their_own(images):
+    """So weak that only auto contrast and equalization show: on 1 - (11 / 13)² = 28 % of them."""
+    changed = np.abs(augmented(images, rand_augment=1e-6) - images).mean(axis=(1, 2, 3)) > 3
+    assert 8 < changed.sum() < 29  # 18 expected, standard deviation 4
+
+
+def test_rounding_errors_are_not_made_a_picture():
+    """Shears leave some on a plain picture; auto contrast would make them black and white."""
+    errors = np.random.default_rng(0).uniform(-1e-4, 1e-4, (COUNT, SIDE, SIDE, 3))
+    plain = (101 + errors).astype("float32")
+    np.testing.assert_allclose(augmented(plain, rand_augment=1e-6), 101, atol=0.1)
+
+
+def test_what_is_drawn_follows_from_the_epoch(images):
+    layer = rand_augment(0.5)
+    callback = training._epoch_seeds_callback()
+    callback.set_model(layer)
+
+    def epoch(number):
+        callback.on_epoch_begin(number)
+        return np.asarray(layer(images, training=True))
+
+    first, second = epoch(0), epoch(1)
+    assert (first != second).any(axis=(1, 2, 3)).mean() > 0.8
+    np.testing.assert_array_equal(epoch(0), first)
+
+
 def test_all_of_it_runs_in_a_graph_of_batches_of_any_size(images):
-    given = ImageAugmentationParams(
-        **{**OFF, "quarter_turns": True, "crop_area": 0.5, "shift": 0.1, "erasing": 0.5}
-    )
+    changes = {"crop_area": 0.5, "shift": 0.1, "rand_augment": 0.5, "erasing": 0.5}
+    given = ImageAugmentationParams(**{**OFF, "quarter_turns": True, **changes})
     layer = image_augmentation.augmentation_layer(given, 0)
     layer.build((None, SIDE, SIDE, 3))
     signature = [tf.TensorSpec((None, SIDE, SIDE, 3))]

@@ -95,6 +95,20 @@ class TestTable:
         ]
         assert table.left_out == ["vector", "bytes"]
 
+    def test_columns_of_bytes_are_left_out(self, tmp_path):
+        path = tmp_path / "table.parquet"
+        sixteen = [bytes(16)]
+        columns = {
+            "label": ["cat"],
+            "key": pa.ExtensionArray.from_storage(pa.uuid(), pa.array(sixteen, pa.binary(16))),
+            "fixed": pa.array(sixteen, pa.binary(16)),
+            "view": pa.array(sixteen, pa.binary_view()),
+        }
+        pyarrow.parquet.write_table(pa.table(columns), path)
+        table = Table(path)
+        assert list(table.rows()) == [{"label": "cat"}]
+        assert table.left_out == ["key", "fixed", "view"]
+
     def test_a_later_row_of_another_type_changes_nothing(self, tmp_path):
         numbers = [f"{number}.jpg,{number % 2}" for number in range(200_000)]
         table = Table(write_table(tmp_path / "t.csv", "path,label", *numbers, "x.jpg,none"))
@@ -134,6 +148,7 @@ class TestTable:
         with pytest.raises(UserError, match=r"one table .* received none"):
             Table(tmp_path)
         first = write_table(tmp_path / "a.csv", "path,label", "a.jpg,cat")
+        (tmp_path / "._a.csv").write_bytes(b"what macOS leaves on other disks")
         assert Table(tmp_path).path == first
         write_table(tmp_path / "b.csv", "path,label", "a.jpg,cat")
         with pytest.raises(UserError, match=r"received \['a\.csv', 'b\.csv'\]; name the file"):
@@ -226,6 +241,16 @@ class TestColumns:
         with pytest.raises(UserError, match=r"two classes in the column 'label', .* \['cat'\]"):
             builder_of(write_table(tmp_path / "t.csv", "path,label", "a.jpg,cat", "b.jpg, "))
 
+    def test_a_line_break_in_a_name_makes_no_further_class(self, tmp_path, pictures):
+        labels = ["rust", '"late\nblight"', "rust", "late  blight", "zinc", "zinc"]
+        lines = [f"{path},{label}" for path, label in zip(pictures, labels, strict=True)]
+        raw, _ = prepare(write_table(tmp_path / "t.csv", "path,label", *lines))
+        assert raw.class_names == ["late blight", "rust", "zinc"]
+        expected = ["rust", "late blight", "rust", "late blight", "zinc", "zinc"]
+        assert {image.columns["name"]: raw.class_name(image.label) for image in raw} == dict(
+            zip(pictures, expected, strict=True)
+        )
+
 
 class TestOfficialSplits:
     def test_they_are_splits_of_the_data_set(self, tmp_path, pictures):
@@ -253,9 +278,9 @@ class TestOfficialSplits:
         with pytest.raises(UserError) as caught:
             builder_of(table, split_column="fold")
         assert str(caught.value) == (
-            "params.yaml, dataset.image_table.split_column: expected train, valid, validation, "
-            "val, dev, test in the column 'fold', received '' in 1 rows, 'holdout' in 2 rows; mend "
-            "the table, or set it to null"
+            "params.yaml, dataset.image_table.split_column: expected train, training, valid, "
+            "validation, val, dev, test, testing in the column 'fold', received '' in 1 rows, "
+            "'holdout' in 2 rows; mend the table, or set it to null"
         )
 
 
@@ -417,6 +442,10 @@ class TestRemote:
             server.failures[f"/{number}.png"] = [500] * 3 if number % 2 else [404]
             with pytest.raises(BadImage):
                 get(f"{server.url}/{number}.png")
+
+    def test_a_url_may_hold_what_elsewhere_parts_a_chain_of_them(self, tmp_path, server, get):
+        (tmp_path / "a::b.png").write_bytes(b"picture")
+        assert get(f"{server.url}/a::b.png").read_bytes() == b"picture"
 
     def test_an_unknown_scheme(self, get):
         with pytest.raises(UserError, match=r"names nosuch://a/1\.png, which can't be opened: "):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from stages.common import geometry, images
 from stages.common.run import UserError
@@ -555,6 +555,49 @@ def test_damaged_compression_of_many_channels_is_a_bad_image():
     assert caught.value.problem == "truncated"
     with pytest.raises(images.BadImage, match="not a TIFF file that can be decoded"):
         images.to_array(damaged, 224, "squash", channels=5)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_planes_of_sixteen_bits_are_read_as_what_they_are(channels, byteorder):
+    values = BANDS[..., :channels].copy()
+    values[..., 3:] = 255  # opaque
+    planes = np.moveaxis(values.astype(np.uint16) * 257, 2, 0)
+    options = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    encoded = tiff_of(
+        planes, photometric="rgb", planarconfig="separate", byteorder=byteorder, **options
+    )
+    np.testing.assert_array_equal(decoded(encoded), values[..., :3])
+    turned = tiff_of(
+        planes,
+        photometric="rgb",
+        planarconfig="separate",
+        extratags=[(274, "H", 1, 6, True)],  # a quarter turn
+        **options,
+    )
+    np.testing.assert_array_equal(decoded(turned), np.rot90(values[..., :3], -1))
+
+
+def test_sound_channels_of_a_kind_that_is_not_read_are_not_called_damaged():
+    options = {"photometric": "minisblack", "planarconfig": "contig"}
+    floats = tiff_of(BANDS.astype(np.float32), **options)
+    with pytest.raises(images.BadImage, match=r"of 8 or 16 bits, received float32") as caught:
+        images.read(floats)
+    assert caught.value.problem == "not_an_image"
+    encoded = bytearray(tiff_of(BANDS, **options))
+    with tifffile.TiffFile(io.BytesIO(bytes(encoded))) as file:
+        place = file.pages[0].tags["Compression"].valueoffset
+    encoded[place : place + 2] = (5).to_bytes(2, "little")  # LZW
+    with pytest.raises(images.BadImage, match=r"save it .* or install imagecodecs") as caught:
+        images.read(bytes(encoded))
+    assert caught.value.problem == "not_an_image"
+
+
+def test_a_long_note_in_a_png_file_is_no_damage():
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("history", "cut\n" * 2**19, zip=True)
+    encoded = encode(Image.fromarray(FIELDS), "PNG", pnginfo=notes)
+    np.testing.assert_array_equal(decoded(encoded), FIELDS)
 
 
 def test_other_files_have_no_such_channels():

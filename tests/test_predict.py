@@ -133,6 +133,16 @@ def test_a_table_names_its_images_relative_to_itself(folder):
         predict.find([folder / "list.csv"], "paht")
 
 
+def test_a_folder_is_searched_for_the_names_that_training_takes(folder):
+    for name in ("a.JFIF", "b.heic", "._0.png", ".cache/c.png", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    found = {path.relative_to(folder).as_posix() for path in predict.find([folder], "path")}
+    images = {"0.png", "2.png", "4.png", "deep/1.png", "deep/3.png", "broken.jpg"}
+    # What can't be read is found too, so that it is named; what systems leave behind is not.
+    assert found == images | {"a.JFIF", "b.heic"}
+
+
 def test_mistakes_are_told_before_anything_heavy(folder, model_file, tmp_path):
     with pytest.raises(UserError, match=r"no\.png does not exist; give images"):
         predict.find([folder / "no.png"], "path")
@@ -141,8 +151,11 @@ def test_mistakes_are_told_before_anything_heavy(folder, model_file, tmp_path):
         predict.find([tmp_path / "empty"], "path")
     with pytest.raises(UserError, match="does not exist; `make repro` makes"):
         models.class_names(tmp_path / "none.keras")
-    with pytest.raises(UserError, match=r"is not a \.keras file"):
-        models.class_names(folder / "0.png")
+    for path in (folder / "0.png", folder):
+        with pytest.raises(UserError, match=r"is not a \.keras file"):
+            models.class_names(path)
+    refused = run(folder, "--explain", folder / "0.png", cwd=tmp_path)
+    assert "--explain: expected a folder, received the file" in refused.stderr
     models.save(models.load(model_file), tmp_path / "plain.keras")
     with pytest.raises(UserError, match="holds no class names"):
         models.class_names(tmp_path / "plain.keras")

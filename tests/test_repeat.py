@@ -1,10 +1,12 @@
 """tools.repeat: repetitions over seeds, each run once, and their spread."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from stages.common.run import UserError
@@ -62,6 +64,35 @@ def test_a_shallow_clone_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "shallow")
     with pytest.raises(UserError, match=r"`git fetch --unshallow` completes it"):
         repeat.revisions.check_history()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_experiment_ends_with_the_tool_that_is_told_to_end(tmp_path, number):
+    """DVC stands in as a program that never ends; experiment.end ends it."""
+    script = """if True:
+        import subprocess, sys
+        from stages.common.run import run
+        from tools import experiment, repeat
+        start = subprocess.Popen
+        endless = (
+            "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+            "print(os.getpid()); time.sleep(99)"  # also where a job in the background ignores it
+        )
+        sleep = [sys.executable, "-u", "-c", endless]
+        experiment.subprocess.Popen = lambda words, **options: start(sleep, **options)
+        experiment.dvc = repeat.sweep.dvc = lambda *words: ""
+        experiment.untracked_data = lambda chosen: []
+        repeat.name_of = lambda *parts: "name"
+        run(lambda: repeat.run_once("train_head", {}))
+    """
+    tool = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    experiment_process = psutil.Process(int(tool.stdout.readline()))
+    tool.send_signal(number)
+    assert b"interrupted" in tool.communicate(timeout=60)[1]
+    assert tool.returncode == 130
+    assert not experiment_process.is_running()
 
 
 def test_a_repetition_after_an_edit_is_another_one(tmp_path, monkeypatch):

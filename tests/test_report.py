@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from stages import report
+from stages.common.metrics import ALL_CLASSES
 from stages.common.report import charts, evidence, pictures, views, wording
 from stages.common.run import UserError
 from tests import report_fixture
@@ -135,9 +136,11 @@ def test_caveats_name_tiny_classes_wide_intervals_and_imbalance():
         assert part in text
     balanced = model_metrics(0.9, images=900, cat=450, dog=450)
     data = {"splits": {"train": {"class": {"cat": 90, "dog": 100}}}}
-    clear = {"accuracy": {"difference": 0.1, "low": 0.05, "high": 0.15}}
-    text = " ".join(wording.caveats(data, {"fine_tuned": balanced}, clear))
-    assert not re.search("too wide|do not tell which|times the training|fewer than", text)
+    clear = {"difference": 0.1, "low": 0.05, "high": 0.15}
+    for key in ("accuracy", "f1_macro"):
+        comparison = unclear | {key: clear}
+        text = " ".join(wording.caveats(data, {"fine_tuned": balanced}, comparison))
+        assert not re.search("too wide|do not tell which|times the training|fewer than", text)
 
 
 def test_comparison_table_has_intervals_and_outcome_of_every_metric(found):
@@ -201,6 +204,47 @@ def test_reliability_of_averaged_views_is_shown_after_the_temperature_alone():
     assert names == [["before scaling", "after scaling"], ["after scaling"]]
     assert "model, before and after temperature scaling" in both.summary
     assert "model, after temperature scaling" in after.summary
+
+
+def test_the_one_curve_of_many_classes_is_not_said_to_have_the_mean_of_their_areas(found):
+    """The curve of all decisions together has another area than the mean of the classes' own."""
+    points = [(0.0, 0.0), (0.1, 0.9), (1.0, 1.0)]
+    models = {
+        name: dataclasses.replace(
+            model, roc={ALL_CLASSES: points}, precision_recall={ALL_CLASSES: points}
+        )
+        for name, model in found.models.items()
+    }
+    for chart in (charts.roc(models), charts.precision_recall(models)):
+        assert "of all decisions, one class or not, together" in chart.summary
+        assert ", the mean over the classes' own curves: head 0." in chart.summary
+
+
+def test_logistic_regression_has_no_epochs():
+    rows = [{"epoch": number, "l2": 10.0**-number, "val_loss": 1 / number} for number in (1, 2, 3)]
+    others = {"accuracy": 0.9, "loss": 0.1, "val_accuracy": 0.8}
+    chart = charts.learning("head", [row | others for row in rows])
+    assert f"3{SPACE}strengths of L2" in chart.summary
+    assert "is that of strength of L2 0.001" in chart.summary
+    assert "epoch" not in chart.summary + str(chart.figure) + str(chart.table)
+    assert list(chart.figure["data"][0]["x"]) == [0.1, 0.01, 0.001]
+
+
+def test_a_class_without_test_images_has_no_numbers(found):
+    metrics = {
+        name: model.metrics | {"class": dict(model.metrics["class"])}
+        for name, model in found.models.items()
+    }
+    for of_model in metrics.values():
+        of_model["class"]["class 3"] = dict.fromkeys(("precision", "recall", "f1"), 0.0)
+        of_model["class"]["class 3"]["support"] = 0
+    (row,) = (row for row in views.class_table(metrics, found.data).rows if row[0] == "class 3")
+    assert row[2:] == ["0", *(7 * ["–"])]
+    models = {
+        name: dataclasses.replace(model, metrics=metrics[name])
+        for name, model in found.models.items()
+    }
+    assert "class 3" not in [row[0] for row in charts.class_f1(models).table.rows]
 
 
 def test_of_many_classes_the_most_confused_pairs_are_shown_side_by_side():

@@ -152,6 +152,17 @@ def test_run_ends_an_interruption_as_shells_do(capsys):
     assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
 
 
+def test_a_reader_who_has_seen_enough_gets_no_traceback():
+    script = "from stages.common.run import run; run(lambda: [print('row') for _ in range(10**5)])"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    writer.stdout.readline()
+    writer.stdout.close()
+    assert writer.stderr.read() == b""
+    assert writer.wait() == 141  # as shells say of a program that ended so
+
+
 def test_run_leaves_an_unexpected_error_alone(capsys):
     def main():
         raise ValueError("shapes differ")

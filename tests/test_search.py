@@ -232,7 +232,6 @@ def test_values_that_params_refuse_together_start_nothing(folder):
         search.run_experiment("t", "fine_tune", values, lambda *_: False)
 
 
-@pytest.mark.slow
 def test_what_can_not_name_experiments_starts_nothing(folder, monkeypatch):
     path = space(folder, **{"fine_tune.learning_rate": [1e-3]})
     path.rename(folder / "my space.yaml")
@@ -256,6 +255,7 @@ def test_trials_that_failed_are_not_counted_among_those_that_the_best_is_of(fold
     assert "the best of 2 trials" in search.preset_text("s", study, search.read_space(path))
 
 
+@pytest.mark.slow
 def test_a_search_in_another_space_is_not_mixed_with_the_first(folder):
     search.open_study("s", 0, 40, "one space")
     search.open_study("s", 0, 40, "one space")

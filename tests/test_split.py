@@ -336,6 +336,8 @@ def test_a_split_that_would_be_empty(method):
         splits_of(items, with_params(method=method))
     assert str(caught.value).startswith("the split 'valid' would be empty with 4 images")
     assert "raise split.valid" in str(caught.value)
+    with pytest.raises(UserError, match=r"add images or raise split\.sample"):
+        splits_of(items, with_params(method=method, sample=0.9))
 
 
 def test_a_sample_is_its_fraction_of_whole_groups_and_grows_with_it():

@@ -339,6 +339,20 @@ def test_clip_norm_leaves_out_what_is_held_back(epoch, kernel_scale, bias_scale)
         np.testing.assert_allclose(variable.numpy() - old, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_clip_norm_and_rates_of_layers_take_variables_without_a_gradient():
+    """As the mask token of DINOv2, which only its own pretraining uses."""
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    given = parameters(optimizer="sgd", learning_rate=0.1, clip_norm=1.0)
+    training.compile_model(model, given, 1, lambda epoch: [0.5, 1.0])
+    kernel, bias = model.trainable_variables
+    before = bias.numpy()
+    model.optimizer.apply([None, np.array([3.0, 4.0], "float32")], [kernel, bias])
+    np.testing.assert_allclose(
+        bias.numpy() - before, -0.1 * 1.9 / 5 * np.array([3.0, 4.0]), rtol=1e-4
+    )
+
+
 @pytest.mark.parametrize("value", [0, -1.0, float("inf"), True, "none"])
 def test_clip_norm_takes_null_or_a_number_above_0(value):
     error = error_of("fine_tune", {"clip_norm": value})
@@ -381,6 +395,15 @@ def test_temperature_recovers_the_one_that_logits_were_scaled_by():
     probabilities = np.exp(log_softmax(honest, axis=1))
     labels = np.array([generator.choice(5, p=row / row.sum()) for row in probabilities])
     assert training.fit_temperature(honest * 3.0, labels) == pytest.approx(3.0, rel=0.05)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_a_small_split_that_is_all_right_does_not_make_the_model_sure_of_all(classes):
+    """Of calibrated logits, 50 images that all happen to be right: 1 is the best temperature."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 4, (50, classes))
+    temperature = training.fit_temperature(logits, logits.argmax(axis=1))
+    assert 0.3 < temperature < 2
 
 
 def test_one_view_follows_from_seed_and_batch_number_so_that_a_resumed_run_sees_the_same():
@@ -656,6 +679,27 @@ def test_the_average_of_the_weights_is_validated_and_kept(tmp_path):
     assert [row["loss"] for row in plain_history] == [row["loss"] for row in history]
     # It lags behind: at a decay of 0.9 half of the way is made in some seven steps.
     assert history[0]["val_loss"] > plain_history[0]["val_loss"]
+
+
+def test_an_average_without_a_single_step_is_the_model_as_it_was():
+    """Steps that a scaled loss skips must not leave zeros, which would then be validated."""
+    model = small_model()
+    model.get_layer("logits").dtype_policy = "mixed_float16"
+    training.compile_model(model, parameters(average_decay=0.9), 4)
+    inner = model.optimizer.inner_optimizer
+    assert int(inner.iterations.numpy()) == 0
+    averages = inner._model_variables_moving_average
+    for variable, average in zip(model.trainable_variables, averages, strict=True):
+        np.testing.assert_array_equal(average.numpy(), variable.numpy())
+
+
+def test_warm_up_that_never_ends_is_refused():
+    changes = {"schedule": "cosine", "epochs": 4, "warmup_epochs": 5.0}
+    assert error_of("train_head", changes) == (
+        "params.yaml, train_head.warmup_epochs: expected at most 4 (epochs), received 5.0; the "
+        "rate would not have risen when training ends"
+    )
+    assert parameters(schedule="cosine", epochs=4, warmup_epochs=4.0).warmup_epochs == 4
 
 
 def test_an_average_goes_on_after_an_interruption(tmp_path):

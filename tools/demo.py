@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import functools
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.common import images, paths
-from stages.common.run import UserError, run
+from stages.common.run import UserError, end_when_told, run
 from tools import predict
 
 SHOWN_CLASSES = 5
@@ -88,9 +87,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     """Serves the page until Ctrl-C."""
     options = parse(sys.argv[1:])
-    # As Ctrl-C does, so that uploads are removed when a service or its terminal is closed.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    end_when_told()  # or uploads would stay
     with tempfile.TemporaryDirectory(prefix="warmstart-demo-") as uploads:
         # Read when the library is imported.
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
+from stages.common.run import end_when_told
 from tools.sweep import dvc, untracked_data
 
 
@@ -23,6 +24,7 @@ def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:
     # DVC's own --force would run every stage again, whether anything changed or not.
     if name in dvc("exp", "list", "--name-only").split():
         dvc("exp", "remove", name)
+    end_when_told()  # or an experiment, in a session of its own, would train on
     words = ["--temp", "--name", name]
     chosen = {key: [value] for key, value in values.items()}
     words += [word for path in untracked_data(chosen) for word in ("--copy-paths", path)]

@@ -45,7 +45,7 @@ class Row:
 
 
 def fixed_size(model):
-    """The classifier for images of one size, (batch, side, side, 3) float32, as phones want it."""
+    """The classifier for images (batch, side, side, channels) float32 of one size, for phones."""
     import keras
 
     side, channels = model.get_layer("resize").height, model.input_shape[-1]
@@ -60,7 +60,7 @@ def fixed_size(model):
 
 
 def write_saved_model(model, folder: Path) -> Path:
-    """A SavedModel: images of any size, float32 RGB 0–255, to probabilities."""
+    """A SavedModel: images of any size, float32 0–255, to probabilities."""
     path = folder / "saved_model"
     onnx_engine.save_quietly(model, path)
     return path
@@ -85,7 +85,7 @@ def write_litert(model, folder: Path) -> list[Path]:
 
 
 def runtime_of(path: Path) -> Predict:
-    """A function from images (batch, side, side, 3) float32 to probabilities, by the file alone."""
+    """Images (batch, side, side, channels) float32 to probabilities, by the file alone."""
     if path.suffix == ".tflite":
         return _litert(path)
     if path.suffix == ".onnx":
@@ -125,7 +125,7 @@ def compare(
     Args:
         file: what was exported.
         keras_predict: the Keras model, for the time.
-        batches: (images (batch, side, side, 3) float32, labels (batch,)).
+        batches: (images (batch, side, side, channels) float32, labels (batch,)).
         reference: the Keras model's probabilities of all images.
     """
     predict = runtime_of(file)

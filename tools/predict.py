@@ -5,9 +5,9 @@ Prints the likeliest classes of each image. The model is one file, models/fine_t
 """
 
 import argparse
-import csv
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ from typing import TextIO
 
 import numpy as np
 
-from stages.common import explain, geometry, images, models, params, paths, shards
+from stages.common import explain, geometry, images, models, params, paths, shards, tables
+from stages.common.image_names import SUFFIXES, is_image
 from stages.common.run import UserError, progress, run, start_tensorflow
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+MOST_NAME_BYTES = 200  # of 255 that file systems take
 COLUMNS = ("image", "rank", "class", "probability")
 
 
@@ -54,7 +55,9 @@ def find(inputs: Iterable[Path], path_column: str) -> list[Path]:
     found = []
     for path in inputs:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            inside = sorted(
+                file for file in path.rglob("*") if is_image(file.relative_to(path).as_posix())
+            )
             if not inside:
                 raise UserError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
             found += inside
@@ -70,7 +73,7 @@ def find(inputs: Iterable[Path], path_column: str) -> list[Path]:
 def _listed(table: Path, column: str) -> list[Path]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = tables.csv_reader(file)
             columns = reader.fieldnames or []
             if column not in columns:
                 raise UserError(
@@ -212,7 +215,7 @@ def write_table(predictions: Iterable[Prediction], out: TextIO) -> None:
 
 def write_csv(predictions: Iterable[Prediction], out: TextIO) -> None:
     """A row for each image and class."""
-    writer = csv.writer(out, lineterminator="\n")
+    writer = tables.csv_writer(out)
     writer.writerow(COLUMNS)
     for prediction in predictions:
         for rank, (name, share) in enumerate(prediction.likeliest, 1):
@@ -257,7 +260,8 @@ def explainer(
         for path, picture, overlay in zip(batch_paths, seen, overlays, strict=True):
             written += 1
             both = np.concatenate([geometry.shown(picture), overlay], axis=1)
-            Image.fromarray(both).save(folder / f"{written:06} {path.stem}.png")
+            stem = os.fsencode(path.stem)[:MOST_NAME_BYTES].decode(errors="ignore")
+            Image.fromarray(both).save(folder / f"{written:06} {stem}.png")
 
     return write
 
@@ -286,6 +290,8 @@ def main() -> None:
     """Prints predictions; bad files go to standard error, and make the exit status 1."""
     options = parse(sys.argv[1:])
     files = find(options.inputs, options.path_column)
+    if options.explain and options.explain.exists() and not options.explain.is_dir():
+        raise UserError(f"--explain: expected a folder, received the file {options.explain}")
     classifier = Classifier(options.model)
     bad = 0
     with progress(None, total=len(files), unit="image", description="predict") as bar:

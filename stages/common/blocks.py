@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from stages.common import params, paths
+from stages.common import models, params, paths
 from stages.common.run import UserError
 
 STEM, TOP = "stem", "top"
@@ -129,7 +129,7 @@ def resolve(backbone, chosen: str | Sequence[str] | None) -> list[str]:
             for block, layer in of_block.items()
             if any(backbone.get_layer(name).weights for name in holders[block])
             # Transformers' blocks give tokens.
-            and len(backbone.get_layer(layer).output.shape) == 4
+            and len(models.output_shape(backbone.get_layer(layer))) == 4
         ]
     known = {layer.name: layer for layer in backbone.layers}
     found = []
@@ -141,11 +141,12 @@ def resolve(backbone, chosen: str | Sequence[str] | None) -> list[str]:
                 f"this backbone, received {name!r}{params.nearest(name, [*of_block, *known])}; "
                 f"the blocks are {', '.join(of_block)}"
             )
-        if len(layer.output.shape) != 4:
+        shape = models.output_shape(layer)
+        if len(shape) != 4:
             raise UserError(
                 f"params.yaml, extract_features.layers: expected layers whose output is a feature "
-                f"map (batch, rows, columns, channels), received {name!r} with "
-                f"{tuple(layer.output.shape)}; the blocks are {', '.join(of_block)}"
+                f"map (batch, rows, columns, channels), received {name!r} with {shape}; the blocks "
+                f"are {', '.join(of_block)}"
             )
         found.append(layer.name)
     return found

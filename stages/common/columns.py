@@ -78,7 +78,8 @@ class Categories(Sequence[str]):
 
     def __init__(self, codes: np.ndarray, names: Sequence[str]):
         """Takes the number (texts,) of each text in `names`."""
-        self.codes, self.names = codes, list(names)
+        self.names = list(names)
+        self.codes = codes.astype(np.min_scalar_type(len(self.names)), copy=False)
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Categories":

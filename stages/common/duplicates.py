@@ -184,9 +184,10 @@ def conflicts(duplicates: Duplicates, labels: np.ndarray) -> list[np.ndarray]:
         labels: (images,), numbers from 0.
     """
     classes = int(labels.max(initial=0)) + 1
-    contents = np.unique(duplicates.copy_of.astype(np.int64) * classes + labels) // classes
-    content, different = np.unique(contents, return_counts=True)
-    order = np.flatnonzero(np.isin(duplicates.copy_of, content[different > 1]))
+    copies = np.flatnonzero(np.bincount(duplicates.copy_of)[duplicates.copy_of] > 1)
+    contents = np.unique(duplicates.copy_of[copies].astype(np.int64) * classes + labels[copies])
+    content, different = np.unique(contents // classes, return_counts=True)
+    order = copies[np.isin(duplicates.copy_of[copies], content[different > 1])]
     order = order[np.argsort(duplicates.copy_of[order], kind="stable")]
     starts = np.flatnonzero(np.diff(duplicates.copy_of[order]))
     return np.split(order, starts + 1) if len(order) else []

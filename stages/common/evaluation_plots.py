@@ -24,7 +24,6 @@ from stages.common.run import progress
 
 MOST_CURVE_POINTS = 200
 MOST_CURVES = 10  # of more classes one curve is drawn, of all of them together
-ALL_CLASSES = "all classes"
 GRID_SIDE = 5
 MOST_PAIRS = 6
 PAIR_EXAMPLES = 6
@@ -196,7 +195,7 @@ def one_vs_rest(results: Results) -> Iterator[tuple[str, np.ndarray, np.ndarray]
     if len(numbers) > MOST_CURVES:
         is_class = np.zeros(probabilities.shape, bool)
         is_class[np.arange(len(labels)), labels] = True
-        yield ALL_CLASSES, is_class.ravel(), probabilities.ravel()
+        yield metrics.ALL_CLASSES, is_class.ravel(), probabilities.ravel()
         return
     for number in numbers:
         is_class = labels == number
@@ -233,7 +232,7 @@ def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_CURVE_POINTS) -> np.ndar
 
 
 def class_rows(results: Results) -> list[tuple]:
-    """Class, F1, precision, recall (0 where undefined) and number of test images."""
+    """Class, F1, precision, recall and number of test images; of the classes that have some."""
     from sklearn.metrics import precision_recall_fscore_support
 
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -247,6 +246,7 @@ def class_rows(results: Results) -> list[tuple]:
         for name, *values, images in zip(
             results.class_names, f1, precision, recall, support, strict=True
         )
+        if images
     ]
 
 

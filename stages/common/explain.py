@@ -25,7 +25,7 @@ def heat_mapper(model) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         model: a classifier from `models.assemble`.
 
     Returns:
-        A function from images (batch, height, width, 3), RGB, uint8 or float 0–255, and classes
+        A function from images (batch, height, width, channels), uint8 or float 0–255, and classes
         (batch,), whole numbers, to (batch, rows, columns) of the feature map, float32 from 0 to 1:
         the largest value of each map is 1, or the map is all 0 where nothing in the picture speaks
         for the class.

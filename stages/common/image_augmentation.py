@@ -57,10 +57,10 @@ def augmentation_layer(parameters: ImageAugmentationParams, seed: int):
 
     In this order, each by chance and for each image anew:
     flips and quarter turns; a crop of at least `crop_area` of the area and of sides stretched by
-    up to 4/3, brought back to the whole size; a shift by up to `shift` of the sides, where the
-    picture's reflection fills what opens up; two of RandAugment's changes (Cubuk et al. 2020) of
-    strength `rand_augment`; with probability `erasing` a rectangle of 2 to 33 % of the area filled
-    with noise (Zhong et al. 2020).
+    up to 4/3 (or 1 / `crop_area` where that is less), brought back to the whole size; a shift by
+    up to `shift` of the sides, where the picture's reflection fills what opens up; two of
+    RandAugment's changes (Cubuk et al. 2020) of strength `rand_augment`; with probability `erasing`
+    a rectangle of 2 to 33 % of the area filled with noise (Zhong et al. 2020).
 
     Args:
         parameters: the section.
@@ -78,7 +78,7 @@ def augmentation_layer(parameters: ImageAugmentationParams, seed: int):
             )
         )
     if parameters.rand_augment:
-        steps.append(keras.layers.RandAugment(factor=parameters.rand_augment, seed=seed + 3))
+        steps.append(_rand_augment_layer(parameters.rand_augment, seed + 3))
     if parameters.erasing:
         # A pair: Keras takes one number for the upper end of a probability drawn for each image.
         factor = (parameters.erasing,) * 2
@@ -111,6 +111,9 @@ def _random_crop_layer(least_area: float, seed: int):
     import tensorflow as tf
     from keras import ops
 
+    # More would make a side longer than the picture and, cut down to it, leave less than the area.
+    largest_stretch = min(LARGEST_STRETCH, 1 / least_area)
+
     class RandomCropAndResize(keras.layers.Layer):
         def __init__(self):
             super().__init__(name="random_crop_and_resize")
@@ -125,7 +128,7 @@ def _random_crop_layer(least_area: float, seed: int):
                 return keras.random.uniform((count,), low, high, seed=self.seed_generator)
 
             area = uniform(least_area, 1.0)
-            log_stretch = ops.log(LARGEST_STRETCH)
+            log_stretch = ops.log(largest_stretch)
             stretch = ops.exp(uniform(-log_stretch, log_stretch))
             heights = ops.minimum(ops.sqrt(area / stretch), 1.0)
             widths = ops.minimum(ops.sqrt(area * stretch), 1.0)
@@ -137,6 +140,89 @@ def _random_crop_layer(least_area: float, seed: int):
             return tf.ensure_shape(cropped, images.shape)
 
     return RandomCropAndResize()
+
+
+def _rand_augment_layer(strength: float, seed: int):
+    """RandAugment: of 13 changes two are drawn for each image anew, each as likely.
+
+    The ranges are those of AutoAugment (Cubuk et al. 2019, table 6) times the strength; auto
+    contrast and equalization have none. Brightness is added, by up to 0.45 of white: as much as
+    AutoAugment's 0.1 to 1.9 times change mid-grey. Keras' RandAugment would change a whole batch
+    in the same way and in one direction, and posterize and solarize most where it is weak.
+    """
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from keras import layers, ops
+
+    shift = 150 / 331 * strength
+    blend = 0.9 * strength
+    # Layers of the same seed would draw the same numbers.
+    seeds = iter(np.random.SeedSequence(seed).generate_state(11).tolist())
+
+    class RandAugment(layers.Layer):
+        def __init__(self):
+            super().__init__(name="rand_augment")
+            self.seed_generator = keras.random.SeedGenerator(next(seeds))
+            self.layers = [
+                layers.RandomShear(x_factor=0.3 * strength, seed=next(seeds)),
+                layers.RandomShear(y_factor=0.3 * strength, seed=next(seeds)),
+                layers.RandomTranslation(0.0, shift, seed=next(seeds)),
+                layers.RandomTranslation(shift, 0.0, seed=next(seeds)),
+                layers.RandomRotation(30 / 360 * strength, seed=next(seeds)),
+                layers.RandomBrightness(0.45 * strength, seed=next(seeds)),
+                # A pair: Keras takes one number for the upper end alone.
+                layers.RandomContrast((blend, blend), seed=next(seeds)),
+                layers.RandomColorDegeneration((-blend, blend), seed=next(seeds)),
+                # 0.5 leaves a picture as it is, 0 blurs it, 1 adds as much as that takes away.
+                layers.RandomSharpness((0.5 - blend / 2, 0.5 + blend / 2), seed=next(seeds)),
+                # Bits; Keras leaves out the upper end of a pair, not of two equal numbers.
+                layers.RandomPosterization((8 - round(4 * strength), 8), seed=next(seeds)),
+                layers.AutoContrast(),
+            ]
+            self.equalization = layers.Equalization()
+
+        def build(self, input_shape):
+            for layer in [*self.layers, self.equalization]:
+                layer.build(input_shape)
+
+        def changes(self) -> list:
+            return [*self.layers, self._solarized, self._equalized]
+
+        def call(self, images, training=False):
+            if not training:
+                return images
+            changes = self.changes()
+            count = tf.shape(images)[0]
+            changed = ops.cast(images, "float32")
+            for _ in range(2):
+                # Auto contrast and equalization would make a picture of rounding errors.
+                changed = ops.round(changed)
+                drawn = keras.random.randint((count,), 0, len(changes), seed=self.seed_generator)
+                parts = tf.dynamic_partition(changed, drawn, len(changes))
+                places = tf.dynamic_partition(tf.range(count), drawn, len(changes))
+                parts = [self._changed(*pair) for pair in zip(changes, parts, strict=True)]
+                changed = tf.dynamic_stitch(places, parts)
+            return tf.ensure_shape(changed, images.shape)
+
+        def _changed(self, change, images):
+            # Not every change takes an empty batch.
+            return tf.cond(tf.size(images) > 0, lambda: change(images), lambda: images)
+
+        def _solarized(self, images):
+            # Keras' Solarization scales the upper end of its thresholds to 255, not the lower one.
+            threshold = keras.random.uniform(
+                (tf.shape(images)[0], 1, 1, 1), 256 * (1 - strength), 256, seed=self.seed_generator
+            )
+            return ops.where(images < threshold, images, 255 - images)
+
+        def _equalized(self, images):
+            # One by one: Keras counts the values of a whole batch together. On the CPU: TensorFlow
+            # refuses to count on a GPU where runs must be reproducible.
+            with tf.device("CPU"):
+                return tf.map_fn(self.equalization, images)
+
+    return RandAugment()
 
 
 def mixture_layer(parameters: ImageAugmentationParams, seed: int):

@@ -1,4 +1,4 @@
-"""Decodes image files to RGB, with Pillow, on all cores."""
+"""Decodes image files, with Pillow, on all cores: to RGB, to grey, or to the channels of a TIFF."""
 
 import io
 import itertools
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from stages.common import geometry, tiff
 from stages.common.run import UserError
@@ -25,7 +25,13 @@ from stages.common.run import UserError
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 MOST_PIXELS = 178_956_970  # Pillow's own limit, above which it takes a file for an attack
 MOST_OF_16_BITS = 65535
-TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 262, 0  # a tag of TIFF 6.0, and one of its values
+# Tags of TIFF 6.0, and values of them.
+TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 262, 0
+TIFF_BITS, TIFF_COMPRESSION, TIFF_UNCOMPRESSED = 258, 259, 1
+TIFF_PLANES, TIFF_PLANE_BY_PLANE = 284, 2
+TIFF_ORIENTATION, TIFF_UPRIGHT = 274, 1
+# Pillow by itself takes a PNG whose text or color profile has more than a mebibyte for an attack.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # Where Pillow finds an orientation, TIFF's tags aside.
 METADATA = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 CHUNK_IMAGES = 64
@@ -87,6 +93,12 @@ def read(encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None
             least = math.inf if wanted_side is None else math.ceil(DRAFT_GAP * wanted_side)
             if max(image.size) > least:
                 image.draft(None, (least, least))  # JPEG's alone
+            if _pillow_misreads(image):
+                picture = Image.fromarray(tiff.read(encoded, pixel_limit))
+                orientation = image.tag_v2.get(TIFF_ORIENTATION, TIFF_UPRIGHT)
+                picture.getexif()[TIFF_ORIENTATION] = orientation
+                upright = ImageOps.exif_transpose(picture)
+                return Decoded(_to_rgb(upright), file_format, mode, frames)
             image.load()
             _turn_upright(image)
             return Decoded(_to_rgb(image), file_format, mode, frames)
@@ -103,6 +115,17 @@ def read(encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None
         raise BadImage("truncated", detail) from None
 
 
+def _pillow_misreads(image: Image.Image) -> bool:
+    """Whether it is a TIFF file of uncompressed planes of 16 bits, which Pillow 13 takes for 8."""
+    tags = getattr(image, "tag_v2", {})
+    return (
+        tags.get(TIFF_PLANES) == TIFF_PLANE_BY_PLANE
+        and tags.get(TIFF_COMPRESSION, TIFF_UNCOMPRESSED) == TIFF_UNCOMPRESSED
+        and max(tags.get(TIFF_BITS, (1,))) > 8
+        and len(image.getbands()) > 1
+    )
+
+
 def decode(
     encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None = None
 ) -> Image.Image:
@@ -114,7 +137,7 @@ def _of_many_channels(encoded: bytes, pixel_limit: int) -> Decoded | None:
     """A TIFF file that Pillow does not know, by its first three channels; None: no such file.
 
     Raises:
-        BadImage: too_many_pixels.
+        BadImage: too_many_pixels; not_an_image where it is sound, but of no kind that is read.
     """
     if encoded[:4] not in tiff.BEGINNINGS:
         return None
@@ -122,6 +145,8 @@ def _of_many_channels(encoded: bytes, pixel_limit: int) -> Decoded | None:
         values = tiff.read(encoded, pixel_limit)
     except tiff.TooManyPixels as error:
         raise BadImage("too_many_pixels", str(error)) from None
+    except tiff.Unsupported as error:
+        raise BadImage("not_an_image", str(error)) from None
     except ValueError:
         return None
     channels = values.shape[2]

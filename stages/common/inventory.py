@@ -3,10 +3,11 @@
 Both tables are written and read row by row, so a million images need no memory.
 """
 
-import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+from stages.common import tables
 
 INVENTORY_FILE = Path("data/inventory.csv")
 REJECTED_FILE = Path("data/rejected.csv")
@@ -62,7 +63,7 @@ def write_rejected(path: Path, rows: Iterable[InventoryRow]) -> None:
 def read(path: Path = INVENTORY_FILE) -> Iterator[InventoryRow]:
     """The rows of a table that `write` or `write_rejected` wrote, one after the other."""
     with path.open(newline="", encoding="utf-8") as file:
-        for record in csv.DictReader(file):
+        for record in tables.csv_reader(file):
             for names, number in ((_WHOLE_NUMBERS, int), (_MEANS, float)):
                 record |= {name: number(record[name]) for name in names if record.get(name)}
             known = {name: value for name, value in record.items() if value != ""}
@@ -72,7 +73,7 @@ def read(path: Path = INVENTORY_FILE) -> Iterator[InventoryRow]:
 def _write(path: Path, columns: tuple[str, ...], rows: Iterable[InventoryRow]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = tables.csv_writer(file)
         writer.writerow(columns)
         writer.writerows([_cell(getattr(row, name)) for name in columns] for row in rows)
 

@@ -33,7 +33,7 @@ def rows(model, trained_before: set[str]) -> list[LayerRow]:
             index=index,
             name=layer.name,
             kind=type(layer).__name__,
-            output_shape=" × ".join(str(size or "?") for size in layer.output.shape[1:]),
+            output_shape=" × ".join(str(size or "?") for size in models.output_shape(layer)[1:]),
             parameters=layer.count_params(),
             trainable_in_train_head=layer.name in trained_before,
             trainable_in_fine_tune=bool(layer.trainable_weights),

@@ -7,6 +7,7 @@ import numpy as np
 
 CALIBRATION_BINS = 15
 TOP = 5
+ALL_CLASSES = "all classes"  # the one curve of many: every decision of one class or not
 # Curves are drawn class by class: of 1,000 classes and 50,000 images their areas take 20 seconds,
 # once. Where they would be needed again and again (slices, resamples) they end at this many.
 MOST_CLASSES_FOR_AREAS = 100

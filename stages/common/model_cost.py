@@ -40,7 +40,7 @@ def multiply_adds(layer) -> int | None:
     kind = type(layer).__name__
     if kind not in KERNELS:
         return None if any(len(weight.shape) > 1 for weight in layer.weights) else 0
-    *places, _channels = layer.output.shape[1:]
+    *places, _channels = models.output_shape(layer)[1:]
     if None in places:
         return None
     kernels = [getattr(layer, name) for name in KERNELS[kind]]

@@ -219,7 +219,7 @@ def training_model(
     Args:
         model: from `assemble`.
         augmentation: a layer from images to images that acts in training only.
-        image_shape: [height, width, 3] of the training images.
+        image_shape: [height, width, channels] of the training images.
         mixture: a layer that mixes the images of a batch, and columns of numbers with them, see
             image_augmentation.mixture_layer; None: images stay whole.
         update_statistics: run the backbone as in training: unfrozen BatchNorm layers normalise by
@@ -415,6 +415,12 @@ def leaf_layers(model):
             yield layer
 
 
+def output_shape(layer) -> tuple[int | None, ...]:
+    """The shape of what the network goes on with: a layer may give more beside it (DINOv2)."""
+    output = layer.output
+    return tuple((output[0] if isinstance(output, list) else output).shape)
+
+
 def save(
     model,
     path: Path,
@@ -463,7 +469,7 @@ def class_names(path: Path) -> list[str]:
             return json.loads(file.read(CLASS_NAMES_PART))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; `make repro` makes the models") from None
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, IsADirectoryError):
         raise UserError(f"{path} is not a .keras file, which is a zip archive") from None
     except KeyError:
         raise UserError(

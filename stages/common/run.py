@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -58,6 +59,12 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+def end_when_told() -> None:
+    """Has `kill` and a closed terminal end this process as Ctrl-C does: what is open is closed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+
+
 def run(main: Callable[[], None]) -> None:
     """Calls `main`; turns an error that has an explanation into one line and exit status 1."""
     if not sys.stderr.isatty():
@@ -68,6 +75,9 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # who reads, as `head` does, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except Exception as error:
         sentence = explain(error)
         if sentence is None:
@@ -89,7 +99,7 @@ def start_tensorflow(seed: int | None = None, deterministic: bool = True) -> Non
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if no_gpu else "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     # Memory of tensors is kept for the next ones: asking the system for it anew in every operation
-    # takes a third of a training step on a CPU (benchmarks/profile.md).
+    # takes a seventh to a fifth of a training step on a CPU (benchmarks/profile.md).
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
     with _without_information_lines():
         import keras

@@ -3,18 +3,19 @@
 The table is written and read row by row, so a million images need no memory.
 """
 
-import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from stages.common import tables
 
 SPLITS_FILE = Path("data/splits.csv")
 SPLIT_NAMES = ("train", "valid", "test")
 # What data sets call their official splits, by our name.
 OFFICIAL_NAMES = {
-    "train": ("train",),
+    "train": ("train", "training"),
     "valid": ("valid", "validation", "val", "dev"),
-    "test": ("test",),
+    "test": ("test", "testing"),
 }
 FIXED_COLUMNS = ("id", "split", "label", "group")
 
@@ -37,7 +38,7 @@ def write(path: Path, rows: Iterable[SplitRow], column_names: list[str]) -> None
     """
     column_names = [name for name in column_names if name not in FIXED_COLUMNS]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = tables.csv_writer(file)
         writer.writerow([*FIXED_COLUMNS, *column_names])
         for row in rows:
             others = [row.columns[name] for name in column_names]
@@ -47,7 +48,7 @@ def write(path: Path, rows: Iterable[SplitRow], column_names: list[str]) -> None
 def read(path: Path = SPLITS_FILE) -> Iterator[SplitRow]:
     """The rows of the table in their order, one after the other."""
     with path.open(newline="", encoding="utf-8") as file:
-        for record in csv.DictReader(file):
+        for record in tables.csv_reader(file):
             yield SplitRow(
                 **{name: record.pop(name) for name in FIXED_COLUMNS},
                 columns=record,

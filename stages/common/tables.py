@@ -5,8 +5,10 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 DECIMALS = 6  # of a metric; DVC can show them all
+MOST_CHARACTERS = 2**31 - 1  # of a cell; by itself Python ends at 131,072
 
 
 def write_metrics(path: Path, metrics: dict) -> None:
@@ -30,10 +32,35 @@ def write_metrics(path: Path, metrics: dict) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
+class _UnixLines:
+    """A file that gets lines without the carriage return at their ends."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def write(self, line: str) -> int:
+        return self._file.write(line.removesuffix("\r\n") + "\n")
+
+
+def csv_writer(file: TextIO) -> Any:
+    """A writer of the csv module with Unix line ends.
+
+    The module quotes a carriage return within a cell only where lines end in one; unquoted, it
+    would part the row in two.
+    """
+    return csv.writer(_UnixLines(file))
+
+
+def csv_reader(file: TextIO) -> csv.DictReader:
+    """A reader of rows by column name, whose cells may be as long as they like."""
+    csv.field_size_limit(MOST_CHARACTERS)
+    return csv.DictReader(file)
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
     """Writes a table with Unix line ends, creating its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv_writer(file)
         writer.writerow(header)
         writer.writerows(rows)

@@ -20,6 +20,10 @@ class TooManyPixels(ValueError):
     """A picture larger than allowed, by its header alone."""
 
 
+class Unsupported(ValueError):
+    """A sound picture of a kind that is not read."""
+
+
 def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
     """All channels of the first picture in a file: (height, width, channels), uint8.
 
@@ -32,6 +36,8 @@ def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
 
     Raises:
         TooManyPixels: more than `pixel_limit`.
+        Unsupported: other numbers than 8 or 16 bits, other axes, or a compression that needs a
+            package which is not installed.
         ValueError: no such picture; the text says what is wrong.
     """
     import tifffile
@@ -41,7 +47,7 @@ def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
             series = file.series[0]
             axes, shape = series.axes, series.shape
             if "X" not in axes or "Y" not in axes or len(axes) not in (2, 3):
-                raise ValueError(f"expected height, width and channels, received the axes {axes}")
+                raise Unsupported(f"expected height, width and channels, received the axes {axes}")
             height, width = shape[axes.index("Y")], shape[axes.index("X")]
             channels = math.prod(shape) // max(height * width, 1)
             if height * width * max(channels, RGB) > RGB * pixel_limit:
@@ -52,14 +58,18 @@ def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
             if height * width == 0:
                 raise ValueError(f"{width}×{height} pixels")
             values = series.asarray()
-    except TooManyPixels:
+    except (TooManyPixels, Unsupported):
         raise
     except _DECODER_ERRORS as error:
+        if "imagecodecs" in str(error):
+            raise Unsupported(
+                f"{error}; save it uncompressed or by Deflate, or install imagecodecs into .venv"
+            ) from None
         raise ValueError(f"not a TIFF file that can be decoded: {error}") from None
     if values.dtype == np.uint16:
         values = (values // 257).astype(np.uint8)
     if values.dtype != np.uint8:
-        raise ValueError(f"expected channels of 8 or 16 bits, received {values.dtype}")
+        raise Unsupported(f"expected channels of 8 or 16 bits, received {values.dtype}")
     if len(axes) == 2:
         return values[..., np.newaxis]
     return values if axes.endswith("S") else np.moveaxis(values, 0, -1)

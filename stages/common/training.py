@@ -66,6 +66,16 @@ class TrainingParams:
         return self
 
     @model_validator(mode="after")
+    def _warm_up_ends(self):
+        warms_up = self.schedule == "cosine" and not self.seconds_budget
+        if warms_up and self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs: expected at most {self.epochs} (epochs), received "
+                f"{self.warmup_epochs}; the rate would not have risen when training ends"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _schedule_fits_a_budget(self):
         if self.seconds_budget and self.schedule == "inverse_time":
             raise ValueError(
@@ -80,7 +90,7 @@ def learning_rate(parameters: TrainingParams, steps_per_epoch: int):
 
     `constant`; `inverse_time`: rate / (1 + decay_per_step × step), the tutorial's; `cosine`: linear
     warm-up from 0 over `warmup_epochs`, then half a cosine down to 0 at the last step. With a
-    budget of seconds it is a number, which `_budget_callback` sets.
+    budget of seconds it is a number, which `_Budget` sets.
     """
     import keras
 
@@ -165,6 +175,16 @@ def compile_model(
         jit_compile=False,
         steps_per_execution=_largest_divisor(steps_per_epoch, steps_per_execution),
     )
+    if parameters.average_decay is not None:
+        # Keras begins with zeros until the first step, which a scaled loss may skip for an epoch.
+        for variable, average in _averages(model):
+            average.assign(variable)
+
+
+def _averages(model) -> list[tuple]:
+    """Each variable that trains, and the moving average of it that the optimizer keeps."""
+    averages = _inner_optimizer(model)._model_variables_moving_average
+    return list(zip(model.trainable_variables, averages, strict=True))
 
 
 def _largest_divisor(number: int, limit: int) -> int:
@@ -183,6 +203,9 @@ def _with_rate_factors(kind, rate_factors: Callable[[int], Sequence[float]]):
     # Variables, since a compiled step reads a number once; not the optimizer's, since they follow
     # from the epoch and need no backup.
     factors = [keras.Variable(factor, trainable=False) for factor in rate_factors(1)]
+    # Of the variables that have a gradient. Not the optimizer's attribute: what is in it becomes
+    # part of its state, which a resumed run then could not load.
+    of_gradients: list = []
 
     class OptimizerWithRateFactors(kind):
         def begin_epoch(self, epoch: int) -> None:
@@ -196,11 +219,16 @@ def _with_rate_factors(kind, rate_factors: Callable[[int], Sequence[float]]):
         def _apply_weight_decay(self, variables):
             """Left to `update_step`, which has the rate of each variable."""
 
+        def _filter_empty_gradients(self, grads, vars):
+            found = super()._filter_empty_gradients(grads, vars)
+            of_gradients[:] = [self._factor(variable) for variable in found[1]]
+            return found
+
         def _clip_gradients(self, gradients):
             """As Keras, but what is held back (factor 0) has no part in the norm."""
             if self.global_clipnorm is None:
                 return gradients
-            moving = [ops.cast(factor > 0, "float32") for factor in factors]
+            moving = [ops.cast(factor > 0, "float32") for factor in of_gradients]
             pairs = list(zip(gradients, moving, strict=True))
             clipped = super()._clip_gradients([gradient * moves for gradient, moves in pairs])
             # For the moments of what is held back alone.
@@ -539,10 +567,7 @@ def _average_callbacks() -> list:
     import keras
 
     def swap(model):
-        optimizer = _inner_optimizer(model)
-        for variable, average in zip(
-            model.trainable_variables, optimizer._model_variables_moving_average, strict=True
-        ):
+        for variable, average in _averages(model):
             current = variable.numpy()
             variable.assign(average)
             average.assign(current)
@@ -786,6 +811,10 @@ class _BestWeights:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature that minimises the negative log-likelihood (Guo et al. 2017, section 4.2).
 
+    Labels are smoothed as in Platt 1999 (section 2.2): of n images and k classes the right class
+    counts (n + 1) / (n + k), each other one 1 / (n + k). Without, a small split on which all images
+    are right asks for a temperature of 0: for a model that is never in doubt.
+
     Args:
         logits: (images, classes), float, of the validation split.
         labels: (images,), whole numbers.
@@ -797,10 +826,13 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.special import log_softmax
 
     logits = logits.astype(np.float64)
+    images, classes = logits.shape
+    spread = classes / (images + classes)  # part of each label that all classes share
 
     def loss(log_temperature: float) -> float:
         log_probabilities = log_softmax(logits / np.exp(log_temperature), axis=1)
-        return -log_probabilities[np.arange(len(labels)), labels].mean()
+        of_labels = log_probabilities[np.arange(images), labels].mean()
+        return -(1 - spread) * of_labels - spread * log_probabilities.mean()
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
     return float(np.exp(found.x))

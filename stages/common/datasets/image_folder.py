@@ -9,19 +9,11 @@ from pathlib import Path, PurePosixPath
 import tensorflow_datasets as tfds
 
 from stages.common import splits
-from stages.common.datasets.sources import Folder, open_source
+from stages.common.datasets.sources import ARCHIVE_SUFFIXES, Folder, open_source
+from stages.common.image_names import SUFFIXES, class_name_of, is_hidden, is_image
 from stages.common.inventory import InventoryRow
 from stages.common.run import UserError
 
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".gif"),
-    *(".bmp", ".webp", ".tif", ".tiff"),
-)
-# Images that nothing here decodes; `fetch` rejects them by name instead of passing over them.
-UNREADABLE_SUFFIXES = (
-    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd"),
-    *(".dng", ".cr2", ".cr3", ".nef", ".arw"),
-)
 OFFICIAL_SPLITS = tuple(name for names in splits.OFFICIAL_NAMES.values() for name in names)
 
 
@@ -39,34 +31,25 @@ class Layout:
     def place(self, name: str) -> tuple[str, str]:
         """Split and class of an image."""
         folder, _, _ = name.removeprefix(self.top).rpartition("/")
-        return _split_and_class(folder) if self.has_splits else ("train", folder)
+        return _split_and_class(folder, self.has_splits)
 
 
-def _split_and_class(folder: str) -> tuple[str, str]:
-    split, _, class_name = folder.partition("/")
-    return split.casefold(), class_name
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a part of the name begins with a dot, as what systems leave behind does."""
-    return name.startswith(".") or "/." in name
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is one of the images, judged by its name."""
-    return name.lower().endswith((*SUFFIXES, *UNREADABLE_SUFFIXES)) and not is_hidden(name)
+def _split_and_class(folder: str, has_splits: bool) -> tuple[str, str]:
+    split, _, below = folder.partition("/") if has_splits else ("train", "", folder)
+    return split.casefold(), "/".join(map(class_name_of, below.split("/")))
 
 
 def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
     """Finds classes and official splits from the names of all files.
 
-    The class is the path of a file's folder. If all folders at the top are named train, valid (val,
-    validation, dev) or test, they are official splits; a class `test` beside others is a class.
+    The class is the path of a file's folder. If all folders at the top are named as splits are
+    (splits.OFFICIAL_NAMES), they are official splits; a class `test` beside others is a class.
 
     Args:
         names: relative to the source.
         where: the source, for messages.
-        strip_top: whether folders that all images share, as in most archives, are no classes.
+        strip_top: whether folders that all images share, as in most archives, are no classes. If
+            official splits are all that they hold, they never are.
 
     Raises:
         UserError: images lie outside any class, there are fewer than two classes, or a name is no
@@ -83,14 +66,15 @@ def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
             first_in.setdefault(folder, name)
         elif not is_hidden(name):
             left_out[PurePosixPath(name).suffix.lower() or "no suffix"] += 1
-    top = _shared_top(images_in) if strip_top else ""
-    below = {folder: f"{folder}/".removeprefix(top).rstrip("/") for folder in images_in}
-    has_splits = bool(below) and all(
-        folder.split("/")[0].casefold() in OFFICIAL_SPLITS for folder in below.values()
+    top = _shared_top(images_in)
+    has_splits = bool(images_in) and all(
+        folder.removeprefix(top).split("/")[0].casefold() in OFFICIAL_SPLITS for folder in images_in
     )
+    if not (strip_top or has_splits):
+        top = ""
     places = {
-        folder: _split_and_class(inner) if has_splits else ("train", inner)
-        for folder, inner in below.items()
+        folder: _split_and_class(f"{folder}/".removeprefix(top).rstrip("/"), has_splits)
+        for folder in images_in
     }
     for folder, (_, class_name) in places.items():
         if not class_name:
@@ -100,9 +84,11 @@ def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
             )
     class_names = tuple(sorted({class_name for _, class_name in places.values()}))
     if len(class_names) < 2:
+        packed = [suffix for suffix in left_out if suffix in ARCHIVE_SUFFIXES]
         raise UserError(
             f"dataset.path: expected at least two folders with images in {where}, received "
             f"{list(class_names) or 'none'}; each class needs its own ({', '.join(SUFFIXES)})"
+            + (f"; if they are in the {packed[0]} file there, name that file" if packed else "")
         )
     split_names = tuple(sorted({split for split, _ in places.values()}))
     return Layout(
@@ -184,6 +170,12 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
             if left_out
             else []
         )
+        if self._source.linked_folders:
+            self.notes.append(
+                f"{self._source.path / min(self._source.linked_folders)} is a link to a folder, in "
+                "which DVC notices no change; after a change there `dvc repro --force fetch`, or "
+                f"make {self._source.path} itself the link"
+            )
         if self._source.links:
             self.notes.append(
                 f"left out are {self._source.links} links in the archive; pack the files that they "

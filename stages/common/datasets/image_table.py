@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from stages.common import images
 from stages.common.datasets.image_folder import OFFICIAL_SPLITS
 from stages.common.datasets.remote import THREADS, Downloader, is_url
+from stages.common.image_names import class_name_of, is_hidden
 from stages.common.inventory import InventoryRow
 from stages.common.params import nearest
 from stages.common.run import UserError
@@ -36,7 +37,10 @@ class Table:
         names = [name for name, _ in self._fields()]
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
-            raise UserError(f"dataset.path: {self.path} has several columns named {twice}")
+            raise UserError(
+                f"dataset.path: {self.path} has several columns named {twice}; rename all but one "
+                "of each, or remove them: spreadsheets write empty columns as commas"
+            )
         self.column_names = [name for name, kind in self._fields() if not _holds_many_values(kind)]
         self.left_out = [name for name in names if name not in self.column_names]
 
@@ -103,7 +107,11 @@ class Table:
 
 def _find_table(path: Path) -> Path:
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        found = sorted(
+            file
+            for file in path.iterdir()
+            if file.suffix.lower() in SUFFIXES and not is_hidden(file.name)
+        )
         if len(found) != 1:
             raise UserError(
                 f"dataset.path: expected one table ({', '.join(SUFFIXES)}) in the folder {path}, "
@@ -124,7 +132,15 @@ def _holds_many_values(kind: Any) -> bool:
     """Whether a column holds lists, structures or bytes, which are no property of an image."""
     import pyarrow as pa
 
-    return pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if isinstance(kind, pa.BaseExtensionType):  # a UUID, for one
+        kind = kind.storage_type
+    holds_bytes = (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary,
+    )
+    return pa.types.is_nested(kind) or any(holds(kind) for holds in holds_bytes)
 
 
 def check_columns(wanted: Mapping[str, str | None], available: Sequence[str]) -> None:
@@ -169,7 +185,7 @@ def survey(rows: Iterator[Row], label_column: str, split_column: str | None):
     labels: set[str] = set()
     splits: Counter[str] = Counter()
     for row in rows:
-        labels.add(row[label_column].strip())
+        labels.add(class_name_of(row[label_column]))
         splits[official_split(row, split_column)] += 1
     class_names = sorted(labels - {""})
     if len(class_names) < 2:
@@ -257,7 +273,7 @@ class ImageTable(tfds.core.GeneratorBasedBuilder):
         loaded = images.parallel_map(self._load, rows, ahead=2 * THREADS, threads=THREADS)
         rejected, any_image = self.rejected[split], False
         for number, row, outcome in loaded:
-            path, label = row[self._path_column].strip(), row[self._label_column].strip()
+            path, label = row[self._path_column].strip(), class_name_of(row[self._label_column])
             if isinstance(outcome, images.BadImage):
                 row_id = f"table row {number}"
                 rejected.append(

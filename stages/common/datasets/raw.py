@@ -1,9 +1,12 @@
 """Reads data/raw, the one TFDS directory that every source ends in."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stages.common.run import data_options
 
@@ -56,33 +59,59 @@ class RawDataset:
         """All examples, split by split, in the order in which they are stored."""
         import tensorflow_datasets as tfds
 
-        fields = ["image", "label", *self.column_names]
-        decoders = {
-            name: tfds.decode.SkipDecoding()
-            for name, feature in self._builder.info.features.items()
-            if isinstance(feature, tfds.features.Image)  # some sets have a mask as well
-        }
         # Without its own setting, TFDS keeps a set of less than 250 MiB in memory.
         config = tfds.ReadConfig(
             options=data_options(), interleave_cycle_length=1, try_autocache=False
         )
         for split in self.split_names:
             examples = self._builder.as_dataset(
-                split=split, decoders=decoders, read_config=config, shuffle_files=False
+                split=split, decoders=self._decoders(), read_config=config, shuffle_files=False
             )
-            examples = examples.map(lambda example: {name: example[name] for name in fields})
-            ids = self._ids(split)
-            for batch in examples.batch(READ_AT_ONCE).as_numpy_iterator():
-                columns = [self._plain(name, batch[name]) for name in self.column_names]
-                labels = batch["label"].tolist()
-                for encoded, label, *values in zip(batch["image"], labels, *columns, strict=True):
-                    yield RawImage(
-                        id=next(ids),
-                        official_split=split,
-                        encoded=encoded,
-                        label=label,
-                        columns=dict(zip(self.column_names, values, strict=True)),
-                    )
+            yield from self._read(split, examples, self._ids(split))
+
+    def pick(self, ids: Collection[str]) -> Iterator[RawImage]:
+        """The examples of these ids, in the same order; the others are not even parsed."""
+        import tensorflow as tf
+
+        parse, decoders = self._builder.info.features.deserialize_example, self._decoders()
+        for split in self.split_names:
+            wanted = np.array([image_id in ids for image_id in self._ids(split)], bool)
+            if not wanted.any():
+                continue
+            is_wanted, last = tf.constant(wanted), np.flatnonzero(wanted)[-1]
+            files = [str(path) for path in self._builder.info.splits[split].filepaths]
+            records = tf.data.TFRecordDataset(files).with_options(data_options())
+            numbered = records.take(last + 1).enumerate().batch(READ_AT_ONCE)
+            picked = numbered.map(
+                lambda numbers, records, kept=is_wanted: records[tf.gather(kept, numbers)]
+            )
+            examples = picked.unbatch().map(lambda record: parse(record, decoders=decoders))
+            yield from self._read(split, examples, itertools.compress(self._ids(split), wanted))
+
+    def _decoders(self) -> dict:
+        import tensorflow_datasets as tfds
+
+        return {
+            name: tfds.decode.SkipDecoding()
+            for name, feature in self._builder.info.features.items()
+            if isinstance(feature, tfds.features.Image)  # some sets have a mask as well
+        }
+
+    def _read(self, split: str, examples, ids: Iterator[str]) -> Iterator[RawImage]:
+        """The elements of a tf.data.Dataset of a split's examples, and their ids, as RawImages."""
+        fields = ["image", "label", *self.column_names]
+        examples = examples.map(lambda example: {name: example[name] for name in fields})
+        for batch in examples.batch(READ_AT_ONCE).as_numpy_iterator():
+            columns = [self._plain(name, batch[name]) for name in self.column_names]
+            labels = batch["label"].tolist()
+            for encoded, label, *values in zip(batch["image"], labels, *columns, strict=True):
+                yield RawImage(
+                    id=next(ids),
+                    official_split=split,
+                    encoded=encoded,
+                    label=label,
+                    columns=dict(zip(self.column_names, values, strict=True)),
+                )
 
     def _ids(self, split: str) -> Iterator[str]:
         """The `tfds_id` of each example; the library takes as long for it as for all else."""

@@ -88,7 +88,11 @@ def _copy(url: str, target: Path) -> None:
     # Two rows may name the same URL, so that each thread writes a file of its own.
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
     try:
-        file_system, path = fsspec.core.url_to_fs(url, **_options(url))
+        if url.startswith(("http://", "https://")):
+            # Whole: `::` in it would part a chain of file systems.
+            file_system, path = fsspec.filesystem("https", **_http_options()), url
+        else:
+            file_system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise UserError(
             f"dataset.path: the table names {url}, which can't be opened: {error}; install the "
@@ -102,10 +106,8 @@ def _copy(url: str, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _options(url: str) -> dict[str, Any]:
-    """For HTTP: time limits on silence instead of on the whole, and the environment's proxies."""
-    if not url.startswith(("http://", "https://")):
-        return {}
+def _http_options() -> dict[str, Any]:
+    """Time limits on silence instead of on the whole, and the environment's proxies."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(

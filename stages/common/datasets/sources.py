@@ -5,6 +5,7 @@ none can leave the target, and no link of it is followed.
 """
 
 import contextlib
+import lzma
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ class Source(Protocol):
     is_archive: bool
     missing: set[str]  # names of links to what is not there
     links: int  # that `names` left out
+    linked_folders: set[str]  # names of folders elsewhere that `names` went into
 
     def names(self) -> Iterator[str]:
         """The name of every file."""
@@ -68,6 +70,7 @@ class Folder:
         self.path = path
         self.missing: set[str] = set()
         self.links = 0
+        self.linked_folders: set[str] = set()
 
     def names(self) -> Iterator[str]:
         """The name of every file."""
@@ -103,6 +106,8 @@ class Folder:
             entries = sorted(found, key=lambda entry: entry.name)
         for entry in entries:
             if entry.is_dir():
+                if entry.is_symlink():
+                    self.linked_folders.add(prefix + entry.name)
                 yield from self._walk(
                     folder / entry.name, f"{prefix}{entry.name}/", (*above, identity)
                 )
@@ -123,6 +128,7 @@ class Zip:
         self.path = path
         self.missing: set[str] = set()
         self.links = 0
+        self.linked_folders: set[str] = set()
 
     def names(self) -> Iterator[str]:
         """The name of every file; links are left out."""
@@ -164,6 +170,7 @@ class Tar:
         self.path = path
         self.missing: set[str] = set()
         self.links = 0
+        self.linked_folders: set[str] = set()
 
     def names(self) -> Iterator[str]:
         """The name of every file; links and devices are left out."""
@@ -237,7 +244,10 @@ def _explained(path: Path):
     """Turns what the libraries raise on a damaged archive into one sentence."""
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as bad:
+    except (
+        *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+        *(EOFError, NotImplementedError),
+    ) as bad:
         raise UserError(
             f"dataset.path: the archive {path} is damaged or of a kind that can't be read: "
             f"{bad}; copy or pack it anew"

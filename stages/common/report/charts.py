@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.common.metrics import ALL_CLASSES
 from stages.common.plots import BLUE, ORANGE, SPLIT_COLORS, shorten
 from stages.common.report import wording
 from stages.common.report.evidence import Model
@@ -196,11 +197,16 @@ def ends_text(metric: wording.Metric, ends: Mapping) -> str:
 
 
 def learning(model: str, history: Sequence[Mapping[str, float]]) -> Chart:
-    """Accuracy above loss, for training and validation images, by epoch."""
+    """Accuracy above loss, for training and validation images, by epoch.
+
+    Of logistic regression by the strength of its regularisation, which is what its rows differ in.
+    """
     from plotly.graph_objects import Scatter
 
-    epochs = [int(row["epoch"]) for row in history]
-    traces, layout = [], {"xaxis": {"title": {"text": "epoch"}, "anchor": "y2"}}
+    key, unit = ("l2", "strength of L2") if "l2" in history[0] else ("epoch", "epoch")
+    steps = [row[key] for row in history]
+    axis = {"title": {"text": unit}, "anchor": "y2", "type": "log" if key == "l2" else "linear"}
+    traces, layout = [], {"xaxis": axis}
     for axis, quantity, domain in (("", "accuracy", [0.55, 1]), ("2", "loss", [0, 0.45])):
         layout[f"yaxis{axis}"] = {"title": {"text": quantity}, "domain": domain, "anchor": "x"}
         for prefix, name, dash, symbol in (
@@ -209,35 +215,36 @@ def learning(model: str, history: Sequence[Mapping[str, float]]) -> Chart:
         ):
             traces.append(
                 Scatter(
-                    x=epochs,
+                    x=steps,
                     y=_rounded(row[prefix + quantity] for row in history),
-                    mode="lines+markers" if len(epochs) <= 60 else "lines",
+                    mode="lines+markers" if len(steps) <= 60 else "lines",
                     line={"color": STYLES[model].color, "dash": dash, "width": 2},
                     marker={"symbol": symbol, "size": 6},
                     name=name,
                     legendgroup=name,
                     showlegend=quantity == "accuracy",
                     yaxis=f"y{axis}",
-                    hovertemplate=f"epoch %{{x}}, {name} {quantity} %{{y:.4f}}<extra></extra>",
+                    hovertemplate=f"{unit} %{{x}}, {name} {quantity} %{{y:.4f}}<extra></extra>",
                 )
             )
     best = min(history, key=lambda row: row["val_loss"])
     phase = {"head": "Training the head", "fine_tuned": "Fine-tuning"}[model]
+    several = "epochs" if key == "epoch" else "strengths of L2"
     return Chart(
         name=f"learning-{model}",
         title=phase,
-        summary=f"{phase}: {wording.count(len(history), 'epoch')}. The lowest validation loss, "
-        f"{decimal(best['val_loss'])}, is that of epoch {int(best['epoch'])}, with a validation "
+        summary=f"{phase}: {wording.count(len(history), unit, several)}. The lowest validation "
+        f"loss, {decimal(best['val_loss'])}, is that of {unit} {best[key]:g}, with a validation "
         f"accuracy of {percent(best['val_accuracy'])}.",
         figure=_figure(traces, **layout),
         table=Table(
-            ["epoch", "accuracy", "validation accuracy", "loss", "validation loss"],
+            [unit, "accuracy", "validation accuracy", "loss", "validation loss"],
             [
                 [
-                    str(int(row["epoch"])),
+                    f"{row[key]:g}",
                     *(
-                        f"{row[key]:.4f}"
-                        for key in ("accuracy", "val_accuracy", "loss", "val_loss")
+                        f"{row[name]:.4f}"
+                        for name in ("accuracy", "val_accuracy", "loss", "val_loss")
                     ),
                 ]
                 for row in history
@@ -433,6 +440,9 @@ def _curves(name, title, curves, areas, axes, area_name, shapes) -> Chart:
     known = [f"{NAMES[model]} {decimal(area)}" for model, area in areas.items() if area is not None]
     subject = f"“{class_names[0]}”" if one else wording.count(len(class_names), "class", "classes")
     known = known or ["not known"]
+    if class_names == [ALL_CLASSES]:
+        subject = "all decisions, one class or not, together"
+        area_name = f"{area_name}, the mean over the classes' own curves"
     return Chart(
         name=name,
         title=title,
@@ -529,7 +539,11 @@ def class_f1(models: Mapping[str, Model]) -> Chart:
     from plotly.graph_objects import Bar
 
     scores = {
-        model: {name: row["f1"] for name, row in models[model].metrics["class"].items()}
+        model: {
+            name: row["f1"]
+            for name, row in models[model].metrics["class"].items()
+            if row["support"]  # else there is nothing to find
+        }
         for model in NAMES
     }
     ordered = sorted(scores["fine_tuned"], key=lambda name: (scores["fine_tuned"][name], name))

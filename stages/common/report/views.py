@@ -276,6 +276,9 @@ def class_table(metrics: Mapping[str, Mapping], data: Mapping[str, Any]) -> Tabl
     for name, after in metrics["fine_tuned"]["class"].items():
         before = metrics["head"]["class"][name]
         row = [name, number(train.get(name, 0)), number(after["support"])]
+        if not after["support"]:  # nothing was there to be found
+            rows.append([*row, *(7 * ["–"])])
+            continue
         for key in ("precision", "recall", "f1"):
             row += [decimal(before[key]), decimal(after[key])]
         rows.append([*row, decimal(after["f1"] - before["f1"], "+")])

@@ -39,6 +39,7 @@ class Metric:
 
 METRICS = (
     Metric("accuracy", "Accuracy", "share of images that got their class", True, True),
+    Metric("weighted_accuracy", "Weighted accuracy", "by evaluate.weight_column", True, True),
     Metric("balanced_accuracy", "Balanced accuracy", "mean recall of the classes", True, True),
     Metric("top_5_accuracy", "Top-5 accuracy", "right class among the five likeliest", True, True),
     Metric("f1_macro", "Macro F1", "mean F1 of the classes"),
@@ -197,6 +198,8 @@ def split_sentence(split: Mapping[str, Any], splits: Mapping[str, Mapping]) -> s
         "sequential": "in the stored order",
     }
     sentence = f"Images were parted {methods[split['method']]}: {shares}. "
+    if split["valid"] == split["test"] == "official":
+        sentence = f"Images are parted as the source parts them: {shares}. "
     if split["folds"]:
         sentence += f"The test split is fold {split['fold']} of {split['folds']}. "
     if "official" in (split["valid"], split["test"]):
@@ -241,7 +244,7 @@ def caveats(data: Mapping, metrics: Mapping[str, Mapping], comparison: Mapping) 
             f"With {count(fine_tuned['images'], 'test image')} the accuracy's 95{SPACE}% interval "
             f"is {ACCURACY.format_interval(**interval)}{SPACE}%: too wide for fine comparisons."
         )
-    if "better" not in outcome(ACCURACY, comparison["accuracy"]):
+    if not _other_differences(comparison):
         sentences.append(
             "The test images do not tell which of the two models is better; the head is the "
             "smaller change to the pretrained network."
