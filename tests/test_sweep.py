@@ -85,6 +85,33 @@ def test_data_and_weights_that_git_does_not_hold_are_copied(tmp_path, monkeypatc
     assert sweep.state_of(["data/own", "tracked.csv"]) != before
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["fine_tune.epochs=1,-2"], r"-S fine_tune\.epochs=-2, .* 1 or more, received -2"),
+        (
+            ["fine_tune.epochs=1", "params.yaml:seed=2,x"],
+            r"-S fine_tune\.epochs=1 -S seed=x, seed: ",
+        ),
+        (["split.fold=range(2)"], r"split\.fold: received 1 with folds: null"),
+        (["fine_tune.epoch=1,2"], r"-S fine_tune\.epoch=1,2: Could not override"),
+        (["fine_tune.epochs"], r"-S fine_tune\.epochs: Error parsing override"),
+        (["fine_tune.epochs=glob(*)"], r"Glob override .* is not supported"),
+    ],
+)
+def test_a_grid_that_params_refuse_queues_nothing(monkeypatch, changes, message):
+    monkeypatch.setattr(sweep.revisions, "check_history", lambda: None)
+    monkeypatch.setattr(sweep, "dvc", lambda *words, **_: "" if words[0] == "queue" else 1 / 0)
+    words = [word for change in changes for word in ("-S", change)]
+    monkeypatch.setattr(sys, "argv", ["tools.sweep", *words])
+    with pytest.raises(UserError, match=message):
+        sweep.main()
+
+
+def test_a_grid_is_checked_as_dvc_expands_it():
+    sweep.check_combinations(["split.folds=5", "split.fold=range(5)", "fine_tune.epochs=1,2"])
+
+
 class Queue:
     """Stands for `dvc`: each start brings one more worker up, each look ends an experiment."""
 

@@ -22,7 +22,7 @@ import psutil
 
 from stages.common import params
 from stages.common.run import UserError, progress, run
-from tools import revisions
+from tools import check_params, revisions
 
 POLL_SECONDS = 5
 START_SECONDS = 120  # in which a worker that starts must have come up
@@ -116,6 +116,33 @@ def running_workers() -> int:
         except psutil.Error:
             continue  # it ended
     return found
+
+
+def check_combinations(changes: Sequence[str]) -> None:
+    """Looks at every combination that a grid asks for, as DVC expands it.
+
+    Args:
+        changes: `section.key=values` by Hydra's grammar, with or without `params.yaml:` before.
+
+    Raises:
+        UserError: params.yaml has no such key or refuses a combination, or the grammar is broken.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.utils.cli_parse import to_path_overrides
+    from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
+    from hydra.errors import HydraException
+
+    try:
+        for overrides in get_hydra_sweeps(to_path_overrides(changes)):
+            chosen = overrides.get(str(params.PARAMS_FILE), [])
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / params.PARAMS_FILE.name
+                shutil.copyfile(params.PARAMS_FILE, path)
+                apply_overrides(path, chosen)
+                source = f"{params.PARAMS_FILE} with -S {' -S '.join(chosen)}"
+                check_params.check(params.read(path), source)
+    except (DvcException, HydraException) as error:
+        raise UserError(f"-S {' -S '.join(changes)}: {error.__cause__ or error}") from None
 
 
 def untracked_data(values: Mapping[str, Sequence[str]]) -> list[str]:
@@ -232,6 +259,7 @@ def main() -> None:
     earlier = Counter({state: before[state] for state in ENDED})
     if options.set_param:
         words = [word for change in options.set_param for word in ("-S", change)]
+        check_combinations(options.set_param)
         changes = [change.split("=", 1) for change in options.set_param if "=" in change]
         values = {key: [one.strip("'\" ") for one in text.split(",")] for key, text in changes}
         copies = [word for path in untracked_data(values) for word in ("--copy-paths", path)]
