@@ -1,5 +1,6 @@
 """Every source ends in one TFDS directory; what can't be fetched is one sentence, at once."""
 
+import gzip
 import io
 import itertools
 import os
@@ -527,6 +528,39 @@ class TestArchives:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
             with pytest.raises(UserError, match="damaged or of a kind that can't be read"):
                 list(sources.open_source(path).files(lambda name: True))
+
+    @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda content: content[:2048],  # ends after the second of three members
+            lambda content: content.replace(b"ustar", b"USTAR", 2).replace(b"USTAR", b"ustar", 1),
+        ],
+        ids=["ends between members", "second header"],
+    )
+    def test_an_archive_that_seems_to_end_early(self, tmp_path, suffix, damage):
+        content = tar_of(tmp_path / "a.tar", cat__1=b"x", cat__2=b"x", cat__3=b"x").read_bytes()
+        assert content[:2048].count(b"ustar") == 2
+        path = tmp_path / f"b{suffix}"
+        damaged = damage(content)
+        path.write_bytes(gzip.compress(damaged) if suffix == ".tar.gz" else damaged)
+        for read in (
+            lambda source: list(source.names()),
+            lambda source: list(source.files(lambda name: True)),
+        ):
+            with pytest.raises(UserError, match="damaged or of a kind that can't be read"):
+                read(sources.open_source(path))
+
+    def test_a_compressed_archive_is_held_against_its_checksum(self, tmp_path):
+        content = gzip.compress(
+            tar_of(tmp_path / "a.tar", cat__1=b"0123456789").read_bytes(), compresslevel=0
+        )
+        path = tmp_path / "a.tar.gz"
+        path.write_bytes(content)
+        assert len(list(sources.open_source(path).files(lambda name: True))) == 1
+        path.write_bytes(content.replace(b"0123456789", b"0123456780"))
+        with pytest.raises(UserError, match=r"damaged .*CRC"):
+            list(sources.open_source(path).files(lambda name: True))
 
     def test_a_damaged_member_of_a_zip(self, tmp_path):
         path = zip_of(tmp_path / "a.zip", {"cat/1.png": b"0123456789"})

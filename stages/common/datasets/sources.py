@@ -5,6 +5,7 @@ none can leave the target, and no link of it is followed.
 """
 
 import contextlib
+import gzip
 import lzma
 import os
 import re
@@ -174,14 +175,14 @@ class Tar:
 
     def names(self) -> Iterator[str]:
         """The name of every file; links and devices are left out."""
-        with _explained(self.path), tarfile.open(self.path, "r|*") as archive:
+        with _explained(self.path), _open_tar(self.path) as archive:
             for member in self._members(archive):
                 yield _safe_name(member.name, self.path)
 
     def files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
         """Name and content of the files whose names are wanted."""
         room = _Room(self.path)
-        with _explained(self.path), tarfile.open(self.path, "r|*") as archive:
+        with _explained(self.path), _open_tar(self.path) as archive:
             for member in self._members(archive):
                 name = _safe_name(member.name, self.path)
                 if wanted(name):
@@ -196,6 +197,39 @@ class Tar:
             elif member.issym() or member.islnk():
                 self.links += 1
             archive.members.clear()  # or the archive remembers every member that it read
+
+
+class _Header(tarfile.TarInfo):
+    """A header of a .tar archive that must be there and sound.
+
+    tarfile takes a header that it can't read, and the end of the file, for the end of the archive,
+    and whatever would have followed for nothing.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Header":
+        """The next header; ReadError where there is neither one nor the mark of the end."""
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            raise  # the block of zeros that ends an archive
+        except tarfile.HeaderError as bad:
+            raise tarfile.ReadError(f"{bad} at byte {archive.offset}, before its end") from None
+
+
+@contextlib.contextmanager
+def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """The archive as a stream, compressed or not, which is read to its end."""
+    with path.open("rb") as file:
+        # tarfile's own stream does not look at the checksum of gzip, which comes last.
+        is_gzip = file.peek(2)[:2] == b"\x1f\x8b"
+        opened = gzip.GzipFile(fileobj=file) if is_gzip else contextlib.nullcontext(file)
+        mode = "r|" if is_gzip else "r|*"
+        with opened as content:
+            with tarfile.open(fileobj=content, mode=mode, tarinfo=_Header) as archive:
+                yield archive
+            while content.read(2**20):
+                pass
 
 
 class _Room:
@@ -246,7 +280,7 @@ def _explained(path: Path):
         yield
     except (
         *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
-        *(EOFError, NotImplementedError),
+        *(gzip.BadGzipFile, EOFError, NotImplementedError),
     ) as bad:
         raise UserError(
             f"dataset.path: the archive {path} is damaged or of a kind that can't be read: "
