@@ -137,6 +137,15 @@ def features_of(random, count, classes, shift):
     return linear_probe.Features(values.astype(np.float32), labels, np.ones(count))
 
 
+@pytest.mark.parametrize(("kind", "shape"), [("dense", (8,)), ("residual", (2, 2, 8))])
+def test_a_few_steps_are_enough_to_know_the_statistics(kind, shape):
+    head = heads.build(kind, shape, 2, hidden_units=[4], dropout=0.0, batch_norm=True)
+    features = np.random.default_rng(0).normal(5, 3, (64, *shape)).astype("float32")
+    for _ in range(80):  # as many as a hundred images have in 40 epochs
+        trained = head(features, training=True)
+    np.testing.assert_allclose(head(features, training=False), trained, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_solution_is_logistic_regression_at_the_best_strength(classes):
     random = np.random.default_rng(0)
