@@ -108,8 +108,8 @@ def test_messy_data_gets_lines_for_params(content):
         content,
         of_split=metrics(
             test=12,
-            exact_images=3,
-            exact_groups=2,
+            exact_images=1,
+            exact_groups=1,
             near_images=9,
             near_groups=4,
             conflicting_labels=1,
@@ -123,7 +123,7 @@ def test_messy_data_gets_lines_for_params(content):
         "5 images rejected, cut off or damaged: cat/bad0.jpg, cat/bad1.jpg, cat/bad2.jpg "
         "and 2 more",
         "1 image rejected, no image of a known format: fox/bad0.jpg",
-        "3 exact copies in 2 groups, each kept in one split",
+        "1 exact copy in 1 group, each kept in one split",
         "9 near duplicates in 4 groups, each kept in one split",
         "1 image there several times, under different labels",
         "2 classes too small to be divided: fox 0, eel 2",

@@ -124,12 +124,14 @@ def what_is_wrong(found: Found, metrics: dict | None, content: dict[str, Any]) -
     if found.animated and content["preprocess"]["channels"] in (geometry.RGB, geometry.GREY):
         lines.append(f"{_images(found.animated)} with several frames: only the first is used")
     duplicates = metrics["duplicates"] if metrics else Counter()
-    for kind, words in (("exact", "exact copies"), ("near", "near duplicates")):
+    for kind, *words in (
+        ("exact", "exact copy", "exact copies"),
+        ("near", "near duplicate", "near duplicates"),
+    ):
         if duplicates[f"{kind}_images"]:
-            lines.append(
-                f"{duplicates[f'{kind}_images']:,} {words} in "
-                f"{duplicates[f'{kind}_groups']:,} groups, each kept in one split"
-            )
+            groups = _counted(duplicates[f"{kind}_groups"], "group", "groups")
+            images = _counted(duplicates[f"{kind}_images"], *words)
+            lines.append(f"{images} in {groups}, each kept in one split")
     if duplicates["conflicting_labels"]:
         lines.append(
             f"{_images(duplicates['conflicting_labels'])} there several times, under "
@@ -147,7 +149,8 @@ def what_is_wrong(found: Found, metrics: dict | None, content: dict[str, Any]) -
             lines.append(f"no image in '{name}' of {_listed(absent)}")
     tiny = _tiny_classes(found, content)
     if tiny:
-        lines.append(f"{len(tiny):,} classes too small to be divided: {_listed_classes(tiny)}")
+        classes = _counted(len(tiny), "class", "classes")
+        lines.append(f"{classes} too small to be divided: {_listed_classes(tiny)}")
     if _imbalance(found) > UNBALANCED:
         lines.append(
             f"unequal classes: the largest has {_imbalance(found):.3g} times the images of the "
@@ -273,7 +276,11 @@ def _listed_classes(classes: Sequence[tuple[str, int]]) -> str:
 
 
 def _images(number: int) -> str:
-    return f"{number:,} image" + ("" if number == 1 else "s")
+    return _counted(number, "image", "images")
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"
 
 
 def official_splits() -> dict[str, int]:
