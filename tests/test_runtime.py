@@ -98,7 +98,7 @@ def run(folder: Path, devices: int) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("count", "precision"),
     [
-        (32, "float32"),
+        pytest.param(32, "float32", marks=pytest.mark.slow),
         pytest.param(29, "float32", marks=pytest.mark.slow),
         (25, "float32"),
         (25, "mixed_float16"),
