@@ -69,3 +69,18 @@ def test_a_name_with_dollar_signs_is_no_formula(tmp_path):
 )
 def test_names_become_one_short_line_with_the_middle_left_out(name, expected):
     assert plots.shorten(name, 11) == expected
+
+
+def test_letters_that_the_usual_font_lacks_are_drawn_in_one_that_is_installed(
+    tmp_path, monkeypatch, recwarn
+):
+    fraktur = "\N{MATHEMATICAL BOLD FRAKTUR CAPITAL A}"  # which STIX has, and comes with matplotlib
+    tile = (np.zeros((20, 20, 3), np.uint8), fraktur)
+    monkeypatch.setattr(plots, "FALLBACK_FONTS", ("No such font",))
+    plots.image_grid(tmp_path / "box.png", [tile], columns=1, title="")
+    assert "missing from font(s) DejaVu Sans" in str(recwarn.pop(UserWarning).message)
+    recwarn.clear()
+    monkeypatch.setattr(plots, "FALLBACK_FONTS", ("No such font", "STIXGeneral"))
+    plots.image_grid(tmp_path / "letter.png", [tile], columns=1, title="")
+    assert not [str(one.message) for one in recwarn]
+    assert (tmp_path / "letter.png").read_bytes() != (tmp_path / "box.png").read_bytes()

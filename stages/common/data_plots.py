@@ -69,10 +69,8 @@ def sizes(path: Path, width_height: np.ndarray) -> None:
         path: the file; its folder must exist.
         width_height: (images, 2), pixels.
     """
-    from matplotlib.figure import Figure
-
     widths, heights = width_height.T
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    figure = plots.new_figure(10, 3.8)
     title = f"Sizes of {_count(len(widths), 'image')}"
     if widths.min() == widths.max() and heights.min() == heights.max():
         title += f", all {widths[0]:,} × {heights[0]:,} pixels"
@@ -123,14 +121,12 @@ def channels(path: Path, means: np.ndarray, labels: Sequence[str], assigned: Seq
         labels: (images,), of many classes the largest and the smallest are shown.
         assigned: (images,), the split of each.
     """
-    from matplotlib.figure import Figure
-
     codes, names = encode(labels)
     splits_of, split_names = encode(assigned)
     sizes_of = dict(zip(names, np.bincount(codes).tolist(), strict=True))
     shown, which = _largest_and_smallest(sizes_of, MOST_CLASSES_OF_CHANNELS)
     grey = bool((np.ptp(means, axis=1) < 0.5).all())
-    figure = Figure(figsize=(12, max(4, 1.6 + 0.32 * len(shown))), layout="constrained")
+    figure = plots.new_figure(12, max(4, 1.6 + 0.32 * len(shown)))
     figure.suptitle(
         f"Brightness and colour of {_count(len(means), 'image')}" + (", all grey" if grey else ""),
         fontsize=13,
@@ -215,10 +211,7 @@ def duplicates(path: Path, groups: Sequence[DuplicateGroup], total: int) -> None
 
 
 def _axes(width: float, height: float):
-    # The object interface: pyplot would keep every figure and ask for a display.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = plots.new_figure(width, height)
     axis = figure.subplots()
     axis.spines[["top", "right"]].set_visible(False)
     return figure, axis

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.common import geometry
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with any of the common colour deficiencies.
 BLUE, ORANGE, GREEN, BLACK = "#0072b2", "#d55e00", "#009e73", "#000000"
@@ -13,8 +17,46 @@ TILE_INCHES = 1.75
 HEADING_INCHES = 0.35
 # Of the splits, other ones than those of models and of right and wrong.
 SPLIT_COLORS = {"train": GREEN, "valid": "#cc79a7", "test": "#808080"}
+# Matplotlib's own font has no Chinese, Japanese, Korean or Indian letters. These are the ones that
+# systems bring or commonly get; of those that are installed the first with the letter draws it.
+FALLBACK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK KR",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "IPAexGothic",
+    "NanumGothic",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Apple SD Gothic Neo",
+    "Arial Unicode MS",
+    "Noto Sans Thai",
+    "Noto Sans Devanagari",
+    "Nirmala UI",
+)
 # A picture (height, width, channels) uint8 and its caption, optionally with the caption's colour.
 Tile = tuple[np.ndarray, str] | tuple[np.ndarray, str, str]
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, whose texts may have letters of all installed fonts."""
+    import matplotlib
+    from matplotlib import font_manager
+
+    # The object interface: pyplot would keep every figure and ask for a display.
+    from matplotlib.figure import Figure
+
+    installed = set(font_manager.get_font_names())
+    # A setting of the process, since each text of a figure looks it up when it is made.
+    matplotlib.rcParams["font.family"] = [
+        "DejaVu Sans",
+        *(name for name in FALLBACK_FONTS if name in installed),
+    ]
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def image_grid(path: Path, tiles: Sequence[Tile], *, columns: int, title: str) -> None:
@@ -46,9 +88,6 @@ def image_sections(
         title: stands above all.
         color_bar: (its colours (1, steps, 3) uint8, what it shows, its low end, its high end).
     """
-    # The object interface: pyplot would keep every figure and ask for a display.
-    from matplotlib.figure import Figure
-
     rows = [max(1, -(-len(tiles) // columns)) for _, tiles in sections]
     inches = [
         count * (TILE_INCHES + 0.15 * _caption_lines(tiles)) + (HEADING_INCHES if heading else 0)
@@ -57,9 +96,7 @@ def image_sections(
     if color_bar:
         inches.append(0.6)
     title_inches = 0.1 + 0.24 * len(title.splitlines())
-    figure = Figure(
-        figsize=(TILE_INCHES * columns, sum(inches) + title_inches), layout="constrained"
-    )
+    figure = new_figure(TILE_INCHES * columns, sum(inches) + title_inches)
     figure.suptitle(title, fontsize=13, parse_math=False)
     parts = figure.subfigures(len(inches), 1, height_ratios=inches, squeeze=False)[:, 0]
     for part, count, height, (heading, tiles) in zip(parts, rows, inches, sections, strict=False):
@@ -114,9 +151,7 @@ def _fitting_size(caption: str) -> float:
 
 def sentence(path: Path, text: str) -> None:
     """Writes a PNG that says, in place of pictures, why there are none."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.75, 2), layout="constrained")
+    figure = new_figure(8.75, 2)
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=13, wrap=True, parse_math=False)
     save(figure, path)
 
