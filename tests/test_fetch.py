@@ -584,7 +584,7 @@ class TestArchives:
             tmp_path / "a.tar", cat__1=first, cat__2=second, dog__1=second, dog__2=hard_link
         )
         run_main("image_folder", path)
-        assert "left out are 1 links in the archive; pack the files" in capsys.readouterr().out
+        assert "links in the archive, which are left out: 1; pack" in capsys.readouterr().out
 
     def test_two_members_of_one_name(self, tmp_path, draw_images):
         first, second = (path.read_bytes() for path in draw_images(tmp_path / "own", 2))

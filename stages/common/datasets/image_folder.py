@@ -178,8 +178,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
             )
         if self._source.links:
             self.notes.append(
-                f"left out are {self._source.links} links in the archive; pack the files that they "
-                "name: tar --dereference --hard-dereference, zip without -y"
+                f"links in the archive, which are left out: {self._source.links}; pack the files "
+                "that they name: tar --dereference --hard-dereference, zip without -y"
             )
         super().__init__(**kwargs)
 
