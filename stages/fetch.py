@@ -231,6 +231,9 @@ def main() -> None:
     rows = itertools.chain(check_images(raw, dataset.pixel_limit), without_image)
     inventory.write(inventory.INVENTORY_FILE, noting_rejected(rows, rejected))
     inventory.write_rejected(inventory.REJECTED_FILE, rejected)
+    if dataset.name == "image_table":
+        for row in rejected:  # or a picture that is mended behind its URL would never come
+            builder.forget(row.name)
     sentence = judge(rejected, raw.count + len(without_image), dataset.on_bad_image)
     if sentence:
         print(sentence)

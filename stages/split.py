@@ -39,6 +39,7 @@ MOST_OF_A_GROUP_SHOWN = 6
 MOST_CONFLICTS_PRINTED = 10
 MOST_CLASSES_PRINTED = 10
 SAMPLE_SIZE = 160  # pixels
+LEAST_IN_STRATUM = 10  # groups that `stratify_columns` make a stratum of their own
 # Stand for a split in the list of duplicates.
 NOT_SAMPLED, LEFT_OUT = "not sampled", "left out"
 # Those that a source's own split may stay; test wins where a group is in both.
@@ -203,11 +204,11 @@ def assign(
 
     Stratified: within each stratum (class, and `stratify_columns` where given) whole groups are
     taken in the order of a keyed hash, so that neither file order nor images that are added later
-    move the others much. Hashed: each group by its own hash, so that nothing moves at all, and
-    sizes are right on average. Sequential: the stored order, test first, then valid, then train.
-    Official splits keep the images that the source put there; an image that is not of them, but in
-    a group with one, is left out, so that the split stays what others measured on, or goes with it
-    (`official_copies`).
+    move the others much. Hashed: each group by its own hash, so that nothing moves but what gets a
+    near duplicate, and sizes are right on average. Sequential: the stored order, test first, then
+    valid, then train. Official splits keep the images that the source put there; an image that is
+    not of them, but in a group with one, is left out, so that the split stays what others measured
+    on, or goes with it (`official_copies`).
 
     Returns:
         One of splits.SPLIT_NAMES for each image, or LEFT_OUT.
@@ -273,13 +274,23 @@ def _official(found: Images, name: str) -> np.ndarray:
 
 
 def _strata(found: Images, of_image, count: int, columns: Sequence[str]) -> np.ndarray:
-    """The number of each group's stratum; members of several count as the first of them."""
-    codes, _ = encode(found.labels)
+    """The number of each group's stratum; members of several count as the first of them.
+
+    What the columns part into fewer groups than LEAST_IN_STRATUM is one stratum for each class: of
+    strata of one group, as dates make them, every n-th in the alphabet would test, at any seed.
+    """
+    codes, class_names = encode(found.labels)
+    combinations = 1
     for column in columns:
         values, names = encode(found.columns[column])
         codes = codes.astype(np.int64) * len(names) + values
+        combinations *= len(names)
     strata = np.full(count, np.iinfo(codes.dtype).max, codes.dtype)
     np.minimum.at(strata, of_image, codes)
+    if columns:
+        _, stratum, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+        small = sizes[stratum] < LEAST_IN_STRATUM
+        strata[small] = len(class_names) * combinations + strata[small] // combinations
     return strata
 
 
@@ -405,12 +416,14 @@ def describe_straddling(count: int, parameters: SplitParams) -> list[str]:
     ]
 
 
-def describe_gaps(labels: Sequence[str], assigned: Sequence[str]) -> list[str]:
-    """A line for each split that lacks classes."""
+def describe_gaps(
+    labels: Sequence[str], assigned: Sequence[str], every_label: Iterable[str]
+) -> list[str]:
+    """A line for each split that lacks classes; `every_label` has those that no image is of too."""
     there = set(zip(assigned, labels, strict=True))
     lines = []
     for name in splits.SPLIT_NAMES:
-        absent = sorted(label for label in set(labels) if (name, label) not in there)
+        absent = sorted(label for label in set(every_label) if (name, label) not in there)
         if absent:
             more = ", …" if len(absent) > MOST_CLASSES_PRINTED else ""
             listed = ", ".join(absent[:MOST_CLASSES_PRINTED]) + more
@@ -488,7 +501,7 @@ def main() -> None:
     for line in [
         *describe_duplicates(found, copies, counted),
         *describe_straddling(straddled, parameters),
-        *describe_gaps(used.labels, assigned),
+        *describe_gaps(used.labels, assigned, per_class),
     ]:
         print(line)
     draw_plots(raw, found, copies, used, assigned, split_of)

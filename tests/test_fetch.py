@@ -321,6 +321,13 @@ class TestLayout:
         assert layout.split_names == ("train",)
         assert layout.place("test/1.jpg") == ("train", "test")
 
+    def test_splits_beside_a_folder_that_is_none_are_no_classes(self):
+        names = ("train/cat/1.jpg", "train/dog/1.jpg", "test/cat/1.jpg", "unlabeled/1.jpg")
+        with pytest.raises(UserError, match=r"test and train in own.*, but unlabeled beside them"):
+            survey(*names)
+        with pytest.raises(UserError, match=r"test and train in own/set.*, but unlabeled beside"):
+            survey(*(f"set/{name}" for name in names))
+
     def test_other_files_beside_the_splits_change_nothing(self):
         layout = survey("train/cat/1.jpg", "test/dog/1.jpg", "labels/all.csv", "README.md")
         assert layout.split_names == ("test", "train")
@@ -448,6 +455,34 @@ class TestArchives:
             "cat",
             "dog",
         ]
+
+    @pytest.mark.parametrize("suffix", [".zip", ".tar"])
+    def test_names_are_as_if_nobody_had_typed_a_dot_or_a_slash_too_many(self, tmp_path, suffix):
+        names = [".//set/cat/1.png", "set/./cat/2.png", "set//dog/./3.png", "set/dog//4.png"]
+        path = tmp_path / f"images{suffix}"
+        if suffix == ".zip":
+            zip_of(path, dict.fromkeys(names, b"x"))
+        else:
+            tar_of(path, **{name[-5]: tarfile.TarInfo(name) for name in names})
+        assert list(sources.open_source(path).names()) == [
+            *("set/cat/1.png", "set/cat/2.png"),
+            *("set/dog/3.png", "set/dog/4.png"),
+        ]
+
+    def test_names_of_a_zip_that_are_utf8_without_saying_so(self, tmp_path):
+        """As macOS packs them; the names of other archives are in code page 437."""
+        path = tmp_path / "images.zip"
+        names = ["\u00c4pfel/1.png".encode(), "\u00c4pfel/2.png".encode("cp437"), b"pears/1.png"]
+        stand_ins = [f"{'x' * (len(name) - 6)}/{n}.png" for n, name in enumerate(names)]
+        zip_of(path, dict.fromkeys(stand_ins, b"x"))
+        content = path.read_bytes()
+        for stand_in, name in zip(stand_ins, names, strict=True):
+            content = content.replace(stand_in.encode(), name)
+        path.write_bytes(content)
+        archive = sources.open_source(path)
+        expected = ["\u00c4pfel/1.png", "\u00c4pfel/2.png", "pears/1.png"]
+        assert list(archive.names()) == expected
+        assert [name for name, content in archive.files(lambda name: True) if content] == expected
 
     @pytest.mark.parametrize("suffix", [".zip", ".tar"])
     @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import http.server
 import itertools
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -94,6 +96,13 @@ class TestTable:
             {"path": "b.jpg", "label": "dog", "age": "", "weight": "2", "sick": "false"},
         ]
         assert table.left_out == ["vector", "bytes"]
+
+    @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+    def test_no_number_in_parquet_is_an_empty_cell(self, tmp_path, kind):
+        path = tmp_path / "table.parquet"
+        values = pa.array(np.array([1, np.nan, 2], kind.to_pandas_dtype()), from_pandas=False)
+        pyarrow.parquet.write_table(pa.table({"path": ["a", "b", "c"], "label": values}), path)
+        assert [row["label"] for row in Table(path).rows()] == ["1", "", "2"]
 
     def test_columns_of_bytes_are_left_out(self, tmp_path):
         path = tmp_path / "table.parquet"
@@ -472,6 +481,27 @@ class TestRemote:
                 get("s3://photos/gone.png")
         finally:
             server.stop()
+
+    def test_a_picture_that_is_mended_behind_its_url_is_asked_for_again(
+        self, tmp_path, pictures, server, monkeypatch
+    ):
+        rows = [
+            f"{server.url}/{name},{label}" for name, label in zip(pictures, "ababab", strict=True)
+        ]
+        write_table(tmp_path / "t.csv", "path,label", *rows)
+        content = params.read(ROOT / "params.yaml")
+        content["dataset"] |= {"name": "image_table", "path": "t.csv"}
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        sound = Path(pictures[0]).read_bytes()
+        Path(pictures[0]).write_bytes(b"<html>please log in</html>")
+        with pytest.raises(UserError, match=r"1 of 6 images can't be used \(1 not_an_image\)"):
+            fetch.main()
+        Path(pictures[0]).write_bytes(sound)
+        shutil.rmtree(paths.RAW)  # as DVC does
+        before = Counter(server.asked)
+        fetch.main()
+        assert (server.asked - before).keys() == {f"/{pictures[0]}"}
 
     def test_a_table_of_urls_of_several_kinds(self, tmp_path, pictures, server, monkeypatch):
         memory = fsspec.filesystem("memory")

@@ -481,11 +481,32 @@ def tiff_of(values: np.ndarray, **options) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_tiff_may_count_from_white(dtype):
+def test_tiff_may_count_from_white(dtype, byteorder):
     values = np.array([[0, 128, 255]], np.uint16) * (257 if dtype is np.uint16 else 1)
-    encoded = tiff_of(values.astype(dtype), photometric="miniswhite")
+    encoded = tiff_of(values.astype(dtype), photometric="miniswhite", byteorder=byteorder)
     assert np.asarray(images.decode(encoded))[0, :, 0].tolist() == [255, 127, 0]
+
+
+def test_twelve_bits_are_scaled_as_sixteen_are():
+    """By hand, since tifffile packs no bits without a further package."""
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (279, 3)]
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    pixels = b"\x80\x0f\xff" + b"\0"  # 0x800 and 0xfff
+    header = struct.pack("<2sHI", b"II", 42, 12)
+    encoded = header + pixels + struct.pack("<H", len(tags)) + fields + bytes(4)
+    assert decoded(encoded)[0, :, 0].tolist() == [127, 255]
+
+
+def test_planes_of_sixteen_bits_of_ink():
+    inks = np.zeros((4, 8, 8), np.uint16)
+    inks[0, :, 4:] = inks[3, 4:] = 65535  # cyan on the right, black below
+    encoded = tiff_of(inks, photometric="separated", planarconfig="separate")
+    white, cyan, black = [255, 255, 255], [0, 255, 255], [0, 0, 0]
+    pixels = decoded(encoded)
+    for (row, column), color in {(0, 0): white, (0, 7): cyan, (7, 0): black, (7, 7): black}.items():
+        assert pixels[row, column].tolist() == color
 
 
 @pytest.mark.parametrize("value", [-1, 65536])
@@ -506,6 +527,25 @@ def test_grey_is_one_channel_of_the_same_picture():
 
 
 BANDS = np.random.default_rng(0).integers(0, 256, (24, 40, 5), dtype=np.uint8)
+
+
+def test_pages_of_a_tiff_file_that_go_in_circles_end():
+    encoded = bytearray(
+        tiff_of(BANDS, photometric="minisblack", planarconfig="contig", metadata=None)
+    )
+    (first,) = struct.unpack_from("<I", encoded, 4)
+    (tags,) = struct.unpack_from("<H", encoded, first)
+    struct.pack_into("<I", encoded, first + 2 + 12 * tags, len(encoded))  # where the next one is
+    encoded += struct.pack("<HI", 0, len(encoded))  # without tags, and itself the next one
+    np.testing.assert_array_equal(images.to_array(bytes(encoded), 40, "squash", 5), BANDS)
+
+
+@pytest.mark.parametrize("beginning", [b"II*\0", b"MM\0*\0\0", b"II+\0\x08\0\0\0\x10\0"])
+@pytest.mark.parametrize("channels", [3, 5])
+def test_a_tiff_file_that_ends_within_its_header(beginning, channels):
+    with pytest.raises(images.BadImage) as caught:
+        images.to_array(beginning, 40, "squash", channels)
+    assert caught.value.problem in ("truncated", "not_an_image")
 
 
 @pytest.mark.parametrize(

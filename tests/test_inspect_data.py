@@ -227,6 +227,7 @@ def test_nothing_usable_is_still_a_summary(content):
     found = summary(bad_rows("cat", 2, "missing_file"), content)
     assert found["What is there"] == ["images    2, of which 0 can be used", "classes   1: cat 0"]
     assert found["What is wrong"][-1].startswith("the data could not be divided")
+    assert found["What to do"][0].startswith("mend what the error above names")
 
 
 def test_a_split_that_fails_leaves_what_fetch_found(tmp_path):

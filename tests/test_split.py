@@ -161,6 +161,18 @@ def test_the_values_of_a_column_are_divided_by_the_fractions_too():
         assert abs(names.count("test") - 0.25 * len(names)) <= 1, (label, kind)
 
 
+def test_a_column_of_many_values_takes_nothing_from_the_seed():
+    """A date for each image: within strata of one image there would be nothing to draw."""
+    items = [dataclasses.replace(item, columns={"date": item.id}) for item in draw_items(600)]
+    parameters = with_params(stratify_columns=["date"])
+    splits = splits_of(items, parameters)
+    for label in LABELS:
+        of_class = [splits[item.id] for item in items if item.label == label]
+        assert abs(of_class.count("test") - 0.25 * len(of_class)) <= 1, label
+    chance = 1 - sum(share**2 for share in (0.65, 0.1, 0.25))
+    assert moved(splits, splits_of(items, parameters, seed=1)) == pytest.approx(chance, abs=0.1)
+
+
 def test_the_values_of_two_columns_are_divided_together():
     kinds = [
         dict(kind=kind, site=site) for kind in ("rare", "common") for site in ("north", "south")
@@ -693,8 +705,10 @@ def test_copies_of_official_images_follow_them_or_are_left_out(official_copies, 
 
 def test_splits_that_lack_a_class_are_told():
     labels, assigned = ["cat", "dog", "cat", "dog", "cat"], ["train"] * 2 + ["valid", "test"] * 1
-    lines = split.describe_gaps(labels, [*assigned, "test"])
+    lines = split.describe_gaps(labels, [*assigned, "test"], {"cat", "dog"})
     assert lines == ["no image in 'valid' of 1 class: dog"]
+    lines = split.describe_gaps(labels, [*assigned, "test"], {"cat", "dog", "rare"})  # not sampled
+    assert lines[0] == "no image in 'train' of 1 class: rare"
 
 
 def test_samples_are_training_images_of_every_class():

@@ -172,6 +172,8 @@ def what_to_do(
 ) -> list[str]:
     """Lines for params.yaml, and what else can be mended."""
     lines = []
+    if metrics is None:
+        lines.append("mend what the error above names, then `make data` again")
     if found.rejected:
         lines.append(f"mend or remove the images that {inventory.REJECTED_FILE} lists")
         if content.get("dataset", {}).get("on_bad_image") == "error":

@@ -94,7 +94,9 @@ def read(encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None
             if max(image.size) > least:
                 image.draft(None, (least, least))  # JPEG's alone
             if _pillow_misreads(image):
-                picture = Image.fromarray(tiff.read(encoded, pixel_limit))
+                values = tiff.read(encoded, pixel_limit)
+                # Four channels alone would be taken for RGB and transparency.
+                picture = Image.fromarray(values, "CMYK" if mode == "CMYK" else None)
                 orientation = image.tag_v2.get(TIFF_ORIENTATION, TIFF_UPRIGHT)
                 picture.getexif()[TIFF_ORIENTATION] = orientation
                 upright = ImageOps.exif_transpose(picture)
@@ -207,13 +209,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             "not_an_image", "floating-point pixels have no known range; store 8 or 16 bits"
         )
     if image.mode.startswith("I;16") or image.mode == "I":
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > MOST_OF_16_BITS:
             raise BadImage(
                 "not_an_image",
                 f"pixels of 32 bits, from {values.min()} to {values.max()}, have no known range; "
                 "store 8 or 16 bits",
             )
+        bits = getattr(image, "tag_v2", {}).get(TIFF_BITS, (16,))[0]
+        if bits < 16:  # Pillow leaves 12 bits as they are
+            values = values.astype(np.int64) * MOST_OF_16_BITS // (2**bits - 1)
         grey = (values // 257).astype(np.uint8)
         # Pillow turns pictures that count from white to black for 8 bits only.
         if getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import struct
 import zlib
 
 import numpy as np
@@ -12,7 +13,7 @@ BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders, plain
 # What tifffile, and what it decompresses by, raise on bytes that they can't make sense of.
 _DECODER_ERRORS = (
     *(OSError, IndexError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError),
-    *(ArithmeticError, MemoryError, zlib.error),
+    *(ArithmeticError, MemoryError, zlib.error, struct.error),
 )
 
 
@@ -44,6 +45,7 @@ def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
 
     try:
         with tifffile.TiffFile(io.BytesIO(encoded)) as file:
+            len(file.pages)  # finds pages that go in circles; reading one by one, it would not end
             series = file.series[0]
             axes, shape = series.axes, series.shape
             if "X" not in axes or "Y" not in axes or len(axes) not in (2, 3):
@@ -57,6 +59,7 @@ def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
                 )
             if height * width == 0:
                 raise ValueError(f"{width}×{height} pixels")
+            counts_from_white = file.pages[0].photometric == tifffile.PHOTOMETRIC.MINISWHITE
             values = series.asarray()
     except (TooManyPixels, Unsupported):
         raise
@@ -70,6 +73,8 @@ def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
         values = (values // 257).astype(np.uint8)
     if values.dtype != np.uint8:
         raise Unsupported(f"expected channels of 8 or 16 bits, received {values.dtype}")
+    if len(axes) == 2 and counts_from_white:
+        values = 255 - values
     if len(axes) == 2:
         return values[..., np.newaxis]
     return values if axes.endswith("S") else np.moveaxis(values, 0, -1)

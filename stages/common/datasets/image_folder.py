@@ -70,6 +70,8 @@ def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
     has_splits = bool(images_in) and all(
         folder.removeprefix(top).split("/")[0].casefold() in OFFICIAL_SPLITS for folder in images_in
     )
+    if not has_splits:
+        _check_no_split_beside_others(images_in, top, where)
     if not (strip_top or has_splits):
         top = ""
     places = {
@@ -94,6 +96,23 @@ def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
     return Layout(
         top, has_splits, tuple(sorted(images_in)), class_names, split_names, dict(left_out)
     )
+
+
+def _check_no_split_beside_others(folders: Iterable[str], top: str, where: Path) -> None:
+    """UserError where one more folder makes official splits classes, each of them several times."""
+    below: dict[str, set[str]] = {}
+    for folder in folders:
+        head, _, rest = folder.removeprefix(top).partition("/")
+        below.setdefault(head, set()).add(rest)
+    alike = sorted(head for head in below if head.casefold() in OFFICIAL_SPLITS)
+    others = sorted(below.keys() - alike)
+    shared = [set.intersection(*(below[head] for head in alike)) - {""}] if len(alike) > 1 else []
+    if others and any(shared):
+        raise UserError(
+            f"dataset.path: {' and '.join(alike)} in {where / top} hold folders of the same names, "
+            f"as official splits do, but {', '.join(others)} beside them names no split; move "
+            f"what is no split elsewhere, or give it one of the names {', '.join(OFFICIAL_SPLITS)}"
+        )
 
 
 def _check_encoding(name: str, where: Path) -> None:

@@ -51,7 +51,7 @@ class Table:
         try:
             for batch in self._batches():
                 columns = [
-                    batch.column(name).cast(pa.string()).fill_null("").to_pylist()
+                    _without_nan(batch.column(name)).cast(pa.string()).fill_null("").to_pylist()
                     for name in self.column_names
                 ]
                 for values in zip(*columns, strict=True):
@@ -141,6 +141,16 @@ def _holds_many_values(kind: Any) -> bool:
         pa.types.is_fixed_size_binary,
     )
     return pa.types.is_nested(kind) or any(holds(kind) for holds in holds_bytes)
+
+
+def _without_nan(values: Any) -> Any:
+    """The column with null for NaN: writers of Parquet keep either for an empty cell."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if not pa.types.is_floating(values.type):
+        return values
+    return compute.if_else(compute.is_nan(values), pa.scalar(None, values.type), values)
 
 
 def check_columns(wanted: Mapping[str, str | None], available: Sequence[str]) -> None:
@@ -306,6 +316,11 @@ class ImageTable(tfds.core.GeneratorBasedBuilder):
             return number, row, self._read(row[self._path_column].strip(), number)
         except images.BadImage as problem:
             return number, row, problem
+
+    def forget(self, path: str) -> None:
+        """Removes what a URL gave, so that the next run asks it anew; a local file stays."""
+        if is_url(path):
+            self._downloader.forget(path)
 
     def _read(self, path: str, number: int) -> bytes:
         if not path:

@@ -20,8 +20,8 @@ RETRIED_STATUSES = (408, 429)  # of those from 400 to 499; all others are final
 class Downloader:
     """Keeps what it downloads in a folder, so that an interrupted run goes on where it stopped.
 
-    A file gets its name only when it is complete. One that is kept is never asked for again: where
-    the content behind a URL changes, delete the folder.
+    A file gets its name only when it is complete. One that is kept is not asked for again, unless
+    it is forgotten: where the content behind a URL changes, delete the folder.
     """
 
     def __init__(self, folder: Path):
@@ -59,6 +59,10 @@ class Downloader:
         detail = f"{url}: {type(last).__name__}: {last}"
         self._note(failed=not _is_final(last), detail=detail)
         raise BadImage("not_downloaded", detail)
+
+    def forget(self, url: str) -> None:
+        """Removes what the URL gave, if anything."""
+        (self._folder / _file_name(url)).unlink(missing_ok=True)
 
     def _note(self, failed: bool, detail: str) -> None:
         """Gives up where one download after the other fails: a million would take days."""

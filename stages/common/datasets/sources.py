@@ -15,13 +15,14 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from stages.common.run import UserError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 ARCHIVE_SUFFIXES = (".zip", *TAR_SUFFIXES)
+ZIP_UTF8 = 0x800  # flag of a member
 MOST_MEMBER_BYTES = 2**30  # a file is read as a whole; no image that can be used is larger
 
 
@@ -155,6 +156,7 @@ class Zip:
     def _members(self, archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
         self.links = 0
         for member in archive.infolist():
+            _decode_name(member)
             if stat.S_ISLNK(member.external_attr >> 16):  # the upper half is Unix's mode
                 self.links += 1
             elif not member.is_dir():
@@ -258,13 +260,24 @@ class _Room:
             )
 
 
+def _decode_name(member: zipfile.ZipInfo) -> None:
+    """Reads a name as UTF-8 where it is some, if it says so or not: macOS leaves the flag out.
+
+    All others are in code page 437, as zipfile takes them.
+    """
+    if not member.flag_bits & ZIP_UTF8:
+        with contextlib.suppress(UnicodeError):
+            member.filename = member.orig_filename.encode("cp437").decode()
+
+
 def _safe_name(name: str, archive: Path) -> str:
-    """The name with `/` between its parts and no `./` before it.
+    """The name with one `/` between its parts, none of them a lone dot.
 
     Raises:
         UserError: the name points out of the archive: nobody who packs images means that.
     """
-    name = re.sub(r"^(\./)+", "", name.replace("\\", "/"))
+    # Packers keep what was typed: photos/./cats, photos//cats.
+    name = str(PurePosixPath(name.replace("\\", "/")))
     if name.startswith("/") or ".." in name.split("/") or re.match(r"[A-Za-z]:/", name):
         raise UserError(
             f"dataset.path: {archive} holds {name!r}, which points to a place outside of the "
