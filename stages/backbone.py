@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stages.common import channels, geometry, hub, models, own_weights, params, paths
-from stages.common.backbones import BACKBONES, build
+from stages.common.backbones import BACKBONES, INITIAL_SEED, build
 from stages.common.run import UserError, run, start_tensorflow
 
 WEIGHTS_ALLOWED = (
@@ -78,6 +78,9 @@ def network(parameters: BackboneParams, image_channels: int = geometry.RGB):
     if own:
         own_weights.check(own)
     if parameters.library == "keras_hub":
+        import keras
+
+        keras.utils.set_random_seed(INITIAL_SEED)  # as `build` does
         backbone = hub.build(parameters.name, parameters.weights == "preset", parameters.image_size)
     else:
         image_size = parameters.image_size or BACKBONES[parameters.name].native_size

@@ -8,7 +8,9 @@ Writes: models/head.keras — images to calibrated probabilities.
         solver lbfgs one row for each L2 strength.
 """
 
+import dataclasses
 import functools
+import itertools
 from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator, field_validator, model_validator
@@ -86,6 +88,28 @@ def check_features(head: str, features: str) -> None:
         )
 
 
+def batch_size_for(head, batch_size: int, images: int) -> int:
+    """The least size from `batch_size` on with which no batch of BatchNorm is a single image.
+
+    Such a batch has no variance; the last one of an epoch is what the statistics follow most.
+
+    Raises:
+        UserError: batches of one image are what was asked for.
+    """
+    from keras import layers
+
+    if not any(isinstance(layer, layers.BatchNormalization) for layer in head.layers):
+        return batch_size
+    if batch_size == 1:
+        raise UserError(
+            "params.yaml, train_head.batch_size: expected 2 or more with a head that has "
+            "BatchNorm, received 1; of a single image there is no variance to normalise by"
+        )
+    if images == 1:
+        return batch_size
+    return next(size for size in itertools.count(batch_size) if images % size != 1)
+
+
 def one_view(dataset, seed: int, first_batch: int = 0):
     """Batches of (batch, views, …) features as (batch, …): a view of each image by chance.
 
@@ -149,6 +173,10 @@ def main() -> None:
         batch_norm=parameters.batch_norm,
     )
     head = build_head()
+    batch_size = batch_size_for(head, parameters.batch_size, index.count)
+    if batch_size != parameters.batch_size:
+        print(f"batches of {batch_size}, since the last one of {index.count} images would be one")
+        parameters = dataclasses.replace(parameters, batch_size=batch_size)
 
     def save(temperature: float) -> None:
         backbone_model = models.at_layers(models.load(paths.BACKBONE), blocks.read_layers())

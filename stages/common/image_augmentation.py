@@ -13,6 +13,9 @@ from stages.common.run import UserError
 
 LARGEST_STRETCH = 4 / 3  # of a crop's sides: the range of Inception's crops (Szegedy et al. 2015)
 
+# Below it float32 can't hold what Keras draws Beta(α, α) from, and every weight is one half.
+LEAST_ALPHA = 0.05
+
 Alpha = Annotated[
     float, Field(ge=0, allow_inf_nan=False, description="0 (off) or a number above 0")
 ]
@@ -39,6 +42,17 @@ class ImageAugmentationParams(augment.AugmentParams):
                 f"mixup and cutmix: expected one of them to be 0, received {self.mixup} and "
                 f"{self.cutmix}; an image is mixed with another in one way"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _alpha_can_be_drawn(self):
+        for name in ("mixup", "cutmix"):
+            alpha = getattr(self, name)
+            if 0 < alpha < LEAST_ALPHA:
+                raise ValueError(
+                    f"{name}: expected 0 (off) or at least {LEAST_ALPHA}, received {alpha}; less "
+                    "would hardly mix at all"
+                )
         return self
 
 

@@ -20,6 +20,7 @@ from stages.common.run import UserError, progress
 
 REPORT_SECONDS = 10  # between two signs of life within an epoch, which may take an hour
 LONGEST_WARM_UP = 0.1  # part of seconds_budget, since an epoch may take longer than all of it
+MOST_OF_THE_START = 0.05  # share of the first weights in an average that goes without a word
 
 
 @params.params_dataclass
@@ -179,6 +180,23 @@ def compile_model(
         # Keras begins with zeros until the first step, which a scaled loss may skip for an epoch.
         for variable, average in _averages(model):
             average.assign(variable)
+
+
+def describe_average(parameters: TrainingParams, steps: int) -> str | None:
+    """A sentence where the average of the weights is still near where training began.
+
+    Args:
+        parameters: the stage's section.
+        steps: of the whole training, at most.
+    """
+    decay = parameters.average_decay
+    if decay is None or decay**steps <= MOST_OF_THE_START:
+        return None
+    return (
+        f"average_decay {decay}: after {steps} steps {100 * decay**steps:.0f} % of the averaged "
+        f"weights are those that training began with; of so few images "
+        f"{MOST_OF_THE_START ** (1 / steps):.2g} or less, null or more epochs make a better model"
+    )
 
 
 def _averages(model) -> list[tuple]:
@@ -367,6 +385,8 @@ def train(
     weigh = None if image_weights is None else image_weights.function()
     steps_per_epoch = -(-index.count // parameters.batch_size)
     compile_model(model, parameters, steps_per_epoch, rate_factors, steps_per_execution)
+    if sentence := describe_average(parameters, parameters.epochs * steps_per_epoch):
+        print(sentence, flush=True)
 
     part = shards.ALL if team is None else team.part
 
@@ -457,7 +477,7 @@ def fit(
     first_epoch, latest = _latest_backup(backup)
     history = _History(backup / "history.csv", first_epoch)
     best = _BestWeights(backup, parameters, history)
-    budget = _Budget(backup / "seconds.txt", parameters)
+    budget = _Budget(backup / "seconds.txt", parameters, resumed=first_epoch > 0)
     averages = _average_callbacks() if parameters.average_decay is not None else []
     steps_per_epoch = -(-images_per_epoch // parameters.batch_size)
     if first_epoch:
@@ -489,6 +509,9 @@ def fit(
         # As Keras' fit does at its end: puts the average of the weights in their place.
         model.optimizer.finalize_variable_values(model.trainable_variables)
     best.restore(model)
+    for variable in model.trainable_variables:  # a mean of weights need not be of length 1
+        if variable.constraint is not None:
+            variable.assign(variable.constraint(variable))
     return history.rows
 
 
@@ -591,9 +614,10 @@ class _Budget:
     training ends, so that two runs differ.
     """
 
-    def __init__(self, path: Path, parameters: TrainingParams):
+    def __init__(self, path: Path, parameters: TrainingParams, resumed: bool):
         self._path, self._parameters = path, parameters
-        kept = path.read_text().split() if path.exists() else ("0", "0")
+        # The file is written before the backup: where there is none, the clock begins anew too.
+        kept = path.read_text().split() if resumed and path.exists() else ("0", "0")
         self.seconds, self._warm_up_end = map(float, kept)  # the latter a position, from 0 to 1
 
     @property
