@@ -117,6 +117,16 @@ def test_an_empty_baseline_fails(repository):
     assert "or empty there" in repository.gate("empty").stderr
 
 
+@pytest.mark.parametrize("name", ["metrics/fine_tuned.json", "dvc.lock"])
+def test_a_merge_conflict_is_named(repository, name):
+    path = repository.folder / name
+    path.write_text(f"<<<<<<< HEAD\n{path.read_text()}=======\n>>>>>>> other\n")
+    done = repository.gate("base")
+    assert done.returncode == 1
+    assert f"error: {name} can't be read" in done.stderr
+    assert "does it hold a merge conflict?" in done.stderr
+
+
 @pytest.mark.parametrize("value", [float("nan"), None, "0.9"])
 def test_a_value_that_is_no_number_fails(repository, value):
     repository.metrics(accuracy=value)

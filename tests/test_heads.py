@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from stages import extract_features, train_head
 from stages.common import augment, backbones, explain, heads, linear_probe, models, paths, shards
 from stages.common.run import UserError
+from tests.test_training import fit
 from tests.toy_project import OVERRIDES, ROOT
 
 LAYERS = {"last": [], "one": ["block0_relu"], "several": ["block0_relu", "block1_relu"]}
@@ -118,6 +119,35 @@ def test_the_cosine_heads_directions_keep_their_length_in_training():
     kernel = head.get_layer("head_directions").kernel.numpy()
     np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 1, atol=1e-5)
     assert head.get_layer("head_scale").kernel.numpy() != pytest.approx(heads.FIRST_COSINE_SCALE)
+
+
+def test_a_mean_of_the_cosine_heads_directions_is_of_length_1_again(tmp_path):
+    head = heads.build("cosine", (4,), 2, hidden_units=[], dropout=0.0)
+    fit(head, tmp_path, average_decay=0.9, learning_rate=0.3)
+    kernel = head.get_layer("head_directions").kernel.numpy()
+    np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch_size", "images", "expected"),
+    [
+        ("dense", 64, 65, 65),
+        ("dense", 64, 64 * 64 + 1, 65),
+        ("dense", 2, 7, 4),  # 3 would leave one as well
+        ("dense", 64, 66, 64),
+        ("dense", 64, 1, 64),
+        ("linear", 64, 65, 64),
+        ("linear", 1, 65, 1),
+    ],
+)
+def test_no_batch_that_is_normalised_is_a_single_image(kind, batch_size, images, expected):
+    head = head_of(kind, (4,), batch_norm=True)
+    assert train_head.batch_size_for(head, batch_size, images) == expected
+
+
+def test_batches_of_one_image_are_refused_where_they_are_normalised():
+    with pytest.raises(UserError, match=r"train_head\.batch_size: expected 2 or more"):
+        train_head.batch_size_for(head_of("dense", (4,), batch_norm=True), 1, 65)
 
 
 def test_dense_has_the_layers_that_are_asked_for():

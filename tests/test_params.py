@@ -150,6 +150,19 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text):
     assert params.parse("[e-5, 12e, 1e-5 a]") == ["e-5", "12e", "1e-5 a"]
 
 
+def test_keys_are_texts_as_dvc_reads_them():
+    """Classes may be called so, in class_weights."""
+    text = "{yes: 2, no: 1, 01: 1, 2024-01-31: 1, null: 1}"
+    assert list(params.parse(text)) == ["yes", "no", "01", "2024-01-31", "null"]
+
+
+@pytest.mark.parametrize("text", ["seed: 0\nseed: 1\n", "a:\n  epochs: 1\n  epochs: 1\n"])
+def test_a_key_that_is_there_twice_is_named(tmp_path, text):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"the key '(seed|epochs)' is there twice"):
+        params.read(tmp_path / "params.yaml")
+
+
 def test_a_split_is_named_once():
     error = error_of("dataset", {"splits": ["train", "train"]})
     assert (

@@ -22,6 +22,21 @@ def test_spread_over_seeds():
     assert lines[2] == ["loss", "0.5000", "0.0000", "0.5000", "0.5000"]
 
 
+def test_a_metric_that_a_seed_lacks_has_no_spread():
+    lines = repeat.table([{"accuracy": 0.8, "roc_auc": 0.9}, {"accuracy": 0.9}]).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["accuracy"]
+
+
+def test_without_a_commit_nothing_is_begun(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    for words in ([], ["git", "init", "--quiet"]):
+        if words:
+            subprocess.run(words, check=True)
+        with pytest.raises(UserError, match=r"there is none here; `git init`.*`git commit`"):
+            repeat.revisions.check_history()
+
+
 def test_metrics_are_chosen_by_name():
     metrics = {"accuracy": 1.0, "roc_auc": 1.0, "slice.wafer_type.mono.accuracy": 1.0}
     assert repeat.chosen(metrics, None) == ["accuracy", "roc_auc"]
@@ -109,7 +124,7 @@ def test_a_repetition_after_an_edit_is_another_one(tmp_path, monkeypatch):
     (tmp_path / "own" / "new.png").write_bytes(b"")
     with_data = repeat.name_of("evaluate@head", {"seed": 0})
     assert with_data != before
-    (tmp_path / "code.py").write_text("seed: 1\n")
+    (tmp_path / "code.py").write_bytes(b"seed: 1 # caf\xe9\n")  # a diff that is no UTF-8
     assert repeat.name_of("evaluate@head", {"seed": 0}) not in (before, with_data)
 
 

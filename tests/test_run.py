@@ -163,6 +163,18 @@ def test_a_reader_who_has_seen_enough_gets_no_traceback():
     assert writer.wait() == 141  # as shells say of a program that ended so
 
 
+def test_names_that_are_no_utf8_leave_as_they_came():
+    """In a locale such as en_US.UTF-8, where Python is strict."""
+    script = "from stages.common.run import run; run(lambda: print('caf\\udce9.png'))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+    )
+    assert (done.returncode, done.stdout) == (0, b"caf\xe9.png\n")
+
+
 def test_run_leaves_an_unexpected_error_alone(capsys):
     def main():
         raise ValueError("shapes differ")

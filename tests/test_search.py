@@ -99,6 +99,7 @@ def test_the_loss_of_a_trial_is_that_of_the_model_it_keeps(section, expected):
         ('a "quote"', r'"a \"quote\""'),
         ("ends in \\", r'"ends in \\"'),
         ({"functional": 1, "defective": 2.0}, "{functional:1,defective:2.0}"),
+        ({"yes": 1, "a:b": 1, "a, (b) = [c]": 2}, r"{yes:1,a\:b:1,a\,\ \(b\)\ \=\ \[c\]:2}"),
         ([[1, "none"], [4, "all"]], '[[1,"none"],[4,"all"]]'),
     ],
 )

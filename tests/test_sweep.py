@@ -55,6 +55,12 @@ def test_gpus_are_those_that_are_visible(monkeypatch):
     assert sweep.gpus() == []
 
 
+@pytest.mark.parametrize("before", ["", "params.yaml:", "++", "params.yaml:+"])
+def test_the_data_of_a_grid_is_found_however_it_is_written(before):
+    changes = [f"{before}dataset.path=data/a,'data/b'", "seed=range(2)"]
+    assert sweep.values_by_key(changes)["dataset.path"] == ["data/a", "data/b"]
+
+
 def test_data_and_weights_that_git_does_not_hold_are_copied(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     subprocess.run(["git", "init", "--quiet"], check=True)

@@ -89,7 +89,16 @@ def test_preset_with_an_unknown_key_or_a_bad_value_writes_nothing(project, monke
 def test_an_empty_preset_is_one_sentence(project, monkeypatch):
     (project / "presets" / "empty.yaml").write_text("# nothing yet\n")
     monkeypatch.setattr("sys.argv", ["preset", "empty"])
-    with pytest.raises(UserError, match=r"empty\.yaml: expected sections of params\.yaml"):
+    with pytest.raises(UserError, match=r"empty\.yaml: expected sections, received None"):
+        preset.main()
+
+
+@pytest.mark.parametrize("line", ["seed:\t0", "seed: 0\nseed: 0"])
+def test_a_preset_over_params_with_a_mistake_is_one_sentence(project, monkeypatch, line):
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("seed: 0", line, 1))
+    monkeypatch.setattr("sys.argv", ["preset", PRESETS[0]])
+    with pytest.raises(UserError, match=r"^params\.yaml is not valid YAML"):
         preset.main()
 
 

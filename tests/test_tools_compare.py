@@ -4,6 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -123,3 +124,14 @@ def test_shares_of_a_confusion_count_what_is_left_out(tmp_path, monkeypatch):
     compare.draw_confusion(None, text, "title", tmp_path / "c.png")
     assert drawn[0][0, 0] == pytest.approx(0.1)
     compare.draw_confusion(None, "actual,predicted\nx$_$y,b\nb,b\n", "t", tmp_path / "m.png")
+
+
+def test_long_names_of_classes_leave_room_for_the_confusion(tmp_path, recwarn):
+    names = ["a class with a name of thirty-odd letters", "z" * 120]
+    rows = [f"{actual},{predicted}" for actual in names for predicted in names]
+    text = "actual,predicted\n" + "\n".join(rows) + "\n"
+    compare.draw_confusion(text, text, "title", tmp_path / "c.png")
+    assert not [str(one.message) for one in recwarn if "layout" in str(one.message)]
+    pixels = np.asarray(Image.open(tmp_path / "c.png").convert("L"))
+    shares = pixels[:, : pixels.shape[1] // 2] < 200
+    assert shares.mean() > 0.05  # the matrix; names alone leave it no room

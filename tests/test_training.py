@@ -727,13 +727,44 @@ def test_a_budget_ends_training_and_brings_the_rate_down(tmp_path, monkeypatch):
     assert rates[-1] < 0.01 * rates[0] < rates[0] <= 0.01
 
 
+def test_a_spent_budget_whose_epoch_was_not_kept_begins_anew(tmp_path, monkeypatch):
+    """The disk is full when the backup is written; untrained weights must not pass for a model."""
+    keep, spent = training._backup_callback, {"schedule": "cosine", "seconds_budget": 1e-3}
+
+    def failing(*arguments, **keys):
+        callback = keep(*arguments, **keys)
+
+        def full():
+            raise OSError("No space left on device")
+
+        callback._save_model = full
+        return callback
+
+    monkeypatch.setattr(training, "_backup_callback", failing)
+    with pytest.raises(OSError, match="No space left"):
+        fit(small_model(), tmp_path, **spent)
+    monkeypatch.setattr(training, "_backup_callback", keep)
+    again = small_model()
+    before = again.get_weights()
+    assert len(fit(again, tmp_path, **spent)) == 1
+    assert np.abs(again.get_weights()[0] - before[0]).max() > 1e-3
+
+
+def test_an_average_that_a_short_run_does_not_fill_is_told_of():
+    short = training.describe_average(parameters(average_decay=0.99), 60)
+    assert short.startswith("average_decay 0.99: after 60 steps 55 % of the averaged weights")
+    assert "0.95 or less" in short
+    assert training.describe_average(parameters(average_decay=0.99), 1600) is None
+    assert training.describe_average(parameters(), 1) is None
+
+
 @pytest.mark.parametrize(("warmup_epochs", "expected"), [(0.1, 4), (1000.0, 10)])
 def test_a_budget_has_room_for_warm_up_and_cosine(tmp_path, warmup_epochs, expected):
     """A warm-up longer than the budget takes a tenth; where it ends the rate is the whole one."""
     given = parameters(
         epochs=1000, schedule="cosine", seconds_budget=100.0, warmup_epochs=warmup_epochs
     )
-    budget = training._Budget(tmp_path / "seconds.txt", given)
+    budget = training._Budget(tmp_path / "seconds.txt", given, resumed=False)
     rates = []
     for step in range(101):  # of a second each, 40 to an epoch
         budget.seconds = float(step)

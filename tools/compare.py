@@ -7,7 +7,6 @@ learning curves and confusion matrices of both as pictures.
 import argparse
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from urllib.parse import quote
 
 import yaml
 
-from stages.common import params, paths
+from stages.common import params, paths, plots
 from stages.common.run import UserError, run
 from tools import revisions
 from tools.summary import HEADLINES, ends
@@ -142,8 +141,9 @@ def draw_confusion(before: str | None, after: str, title: str, file: Path) -> No
                 color = "white" if share > 0.6 else "black"
                 text = f"{share:.0%}\n{counts[row, column]:.0f}"
                 axis.text(column, row, text, ha="center", va="center", color=color)
-        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", parse_math=False)
-        axis.set_yticks(range(len(classes)), classes, parse_math=False)
+        shown = [plots.shorten(name) for name in classes]
+        axis.set_xticks(range(len(classes)), shown, rotation=45, ha="right", parse_math=False)
+        axis.set_yticks(range(len(classes)), shown, parse_math=False)
         axis.set_xlabel("predicted")
         axis.set_ylabel("actual")
         axis.set_title(f"{name}, {left_out} more classes left out" if left_out > 0 else name)
@@ -208,7 +208,7 @@ def comment(revision: str, pictures: Path | None, image_base: str) -> str:
         parts.append("**The test images differ, so that the numbers can't be compared.**")
     for model in paths.CLASSIFIERS:
         before, after = (
-            json.loads(revisions.read(side, f"metrics/{model}.json")) for side in (commit, None)
+            revisions.read_json(side, f"metrics/{model}.json") for side in (commit, None)
         )
         parts += [f"### {model.replace('_', '-')}", metrics_table(before, after)]
     texts = [revisions.read(side, "params.yaml") for side in (commit, None)]

@@ -50,10 +50,16 @@ def as_override(value: Any) -> str:
         escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
         return '"' + re.sub(r"(\\+)$", r"\1\1", escaped) + '"'
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{as_override(one)}" for key, one in value.items()) + "}"
+        pairs = (f"{_escaped_key(key)}:{as_override(one)}" for key, one in value.items())
+        return "{" + ",".join(pairs) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(as_override, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=str)  # a date as the text it was
+
+
+def _escaped_key(key: str) -> str:
+    """A key of a dictionary with what Hydra's grammar takes for its own escaped."""
+    return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", key)
 
 
 def end(process: subprocess.Popen) -> None:

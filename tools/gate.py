@@ -5,7 +5,6 @@ table there and exits with 0.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -209,8 +208,8 @@ def main() -> None:
     check_test_images(commit, gate.test_images)
     verdicts = judge(
         gate,
-        lambda name: json.loads(revisions.read(commit, f"metrics/{name}.json")),
-        lambda name: json.loads(revisions.read(None, f"metrics/{name}.json")),
+        lambda name: revisions.read_json(commit, f"metrics/{name}.json"),
+        lambda name: revisions.read_json(None, f"metrics/{name}.json"),
     )
     print(f"against {options.against} ({commit[:7]})")
     print(table(verdicts))

@@ -65,11 +65,11 @@ def main() -> None:
             f"{name!r}{params.nearest(name, available)}; write `make preset NAME={available[0]}`"
         )
     source = PRESETS / f"{name}.yaml"
+    for file in (params.PARAMS_FILE, source):
+        params.read(file)  # which says a mistake in words; the library below would not
     yaml = _yaml()
     content = yaml.load(params.PARAMS_FILE.read_text(encoding="utf-8"))
     changes = yaml.load(source.read_text(encoding="utf-8"))
-    if not isinstance(changes, dict):
-        raise UserError(f"{source}: expected sections of params.yaml, received {changes!r}")
     changed = override(content, changes, str(source))
     check(content, f"params.yaml with {source}")
     with params.PARAMS_FILE.open("w", encoding="utf-8") as file:

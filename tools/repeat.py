@@ -28,18 +28,20 @@ METRICS = ("accuracy", "weighted_accuracy", "balanced_accuracy", "roc_auc", "los
 def name_of(target: str, values: dict[str, Any]) -> str:
     """A name that is equal where commit, changes since, params, target, values and data are."""
     commit, changes = (
-        subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout
+        subprocess.run(["git", *words], capture_output=True, check=True).stdout
         for words in (("rev-parse", "HEAD"), ("diff", "HEAD"))
     )
     parts = [
         commit,
         changes,
-        params.PARAMS_FILE.read_text(encoding="utf-8"),
-        target,
-        json.dumps(values),
-        json.dumps(sweep.state_of(sweep.untracked_data({k: [v] for k, v in values.items()}))),
+        params.PARAMS_FILE.read_bytes(),
+        target.encode(),
+        json.dumps(values, default=str).encode(),
+        json.dumps(
+            sweep.state_of(sweep.untracked_data({k: [v] for k, v in values.items()}))
+        ).encode(),
     ]
-    return f"repeat-{hashlib.sha256(''.join(parts).encode()).hexdigest()[:10]}"
+    return f"repeat-{hashlib.sha256(b''.join(parts)).hexdigest()[:10]}"
 
 
 def run_once(target: str, values: dict[str, Any]) -> str:
@@ -115,10 +117,14 @@ def chosen(metrics: dict[str, float], names: list[str] | None) -> list[str]:
 
 
 def table(rows: list[dict[str, float]]) -> str:
-    """Mean, standard deviation and extremes over the seeds, a metric a line."""
-    width = max(map(len, rows[0]))
+    """Mean, standard deviation and extremes over the seeds, a metric a line.
+
+    What a seed lacks, as the area under the curve where it tests one class alone, is left out.
+    """
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    width = max(map(len, names), default=7)
     lines = [f"{f'{len(rows)} seeds':<{width}}  {'mean':>7} {'± sd':>7} {'from':>7} {'to':>7}"]
-    for name in rows[0]:
+    for name in names:
         values = [row[name] for row in rows]
         spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
         lines.append(

@@ -1,7 +1,9 @@
 """Files of a Git revision, or of the work tree, for tools that compare two."""
 
+import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -21,7 +23,12 @@ def resolve(revision: str) -> str:
 
 
 def check_history() -> None:
-    """UserError in a shallow clone, into which DVC can't bring an experiment's results."""
+    """UserError where DVC can't keep an experiment: without a commit, and in a shallow clone."""
+    if _git("rev-parse", "--verify", "--quiet", "HEAD").returncode:
+        raise UserError(
+            "experiments are kept beside a commit, and there is none here; `git init`, if need be, "
+            "then `git add .` and `git commit`"
+        )
     if _git("rev-parse", "--is-shallow-repository").stdout.strip() == "true":
         raise UserError(
             "this is a shallow clone, into which DVC can't bring the results of experiments; "
@@ -40,13 +47,21 @@ def read(revision: str | None, path: str) -> str:
             return Path(path).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; `make repro` makes it") from None
-    done = _git("show", f"{revision}:{path}")
+    done = _git("show", f"{revision}:./{path}")
     if done.returncode or not done.stdout.strip():
         raise UserError(
             f"{path} is not in {revision[:7]}, or empty there: there is no baseline to compare "
             "with; commit the metrics of a run of that revision first"
         )
     return done.stdout
+
+
+def read_json(revision: str | None, path: str) -> Any:
+    """The content of a JSON file as `read` finds it; UserError where it is damaged, too."""
+    try:
+        return json.loads(read(revision, path))
+    except json.JSONDecodeError as error:
+        raise UserError(_damaged(revision, path, error)) from None
 
 
 def read_result(revision: str | None, path: str) -> str | None:
@@ -74,12 +89,26 @@ def same_test_images(revision: str) -> bool:
     They did with one table of splits, and with equal test images beside others to train on, where
     the source's own test split is kept.
     """
-    locks = [yaml.safe_load(read(side, "dvc.lock"))["stages"] for side in (None, revision)]
+    locks = [_read_lock(side) for side in (None, revision)]
     tables = [_hash_in(lock, "split", "outs", splits.SPLITS_FILE) for lock in locks]
     if None in tables:
         raise UserError(f"dvc.lock has no {splits.SPLITS_FILE}; run `make repro`")
     pictures = [_hash_in(lock, "evaluate@head", "deps", paths.IMAGES / "test") for lock in locks]
     return tables[0] == tables[1] or pictures[0] == pictures[1] is not None
+
+
+def _read_lock(revision: str | None) -> dict:
+    """The stages of dvc.lock; UserError where it can't be read."""
+    try:
+        return yaml.safe_load(read(revision, "dvc.lock"))["stages"]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(_damaged(revision, "dvc.lock", error)) from None
+
+
+def _damaged(revision: str | None, path: str, error: Exception) -> str:
+    where = "" if revision is None else f" of {revision}"
+    line = " ".join(str(error).split())
+    return f"{path}{where} can't be read ({line}); does it hold a merge conflict?"
 
 
 def _hash_in(lock: dict, stage: str, kind: str, path: Path) -> str | None:
@@ -91,4 +120,7 @@ def _hash_in(lock: dict, stage: str, kind: str, path: Path) -> str | None:
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    # Files need not be UTF-8; what is read from here on is.
+    return subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, errors="surrogateescape", check=False
+    )

@@ -332,7 +332,6 @@ def main() -> None:
     preset = PRESETS / f"{options.preset}.yaml"
     if options.preset and preset.exists():
         raise UserError(f"{preset} exists; give another name, or remove it")
-    revisions.check_history()
     name = options.space.stem
     if not re.fullmatch(r"[\w-]+", name):
         raise UserError(
@@ -340,6 +339,7 @@ def main() -> None:
             "experiments, received another; rename the file"
         )
     space = read_space(options.space)
+    revisions.check_history()
     try:
         import optuna
     except ModuleNotFoundError:

@@ -1,9 +1,8 @@
 """Prints the test metrics of both models side by side, and where the pictures are."""
 
-import json
-
 from stages.common import paths
-from stages.common.run import UserError, run
+from stages.common.run import run
+from tools import revisions
 
 # What a reader asks for first; metrics/ has the rest.
 HEADLINES = (
@@ -51,13 +50,8 @@ def ends(interval: dict | None, form: str) -> str:
 
 def main() -> None:
     """Reads the files of metrics."""
-    contents = []
-    for name in FILES:
-        path = paths.METRICS / f"{name}.json"
-        if not path.exists():
-            raise UserError(f"{path} does not exist; `make repro` makes it")
-        contents.append(json.loads(path.read_text(encoding="utf-8")))
-    print(table(*contents))
+    files = [(paths.METRICS / f"{name}.json").as_posix() for name in FILES]
+    print(table(*(revisions.read_json(None, file) for file in files)))
     print("\nMore: metrics/, `dvc metrics show`.")
     print("Pictures: plots/, and `dvc plots show` for all of them on one page.")
     print("Models: models/head.keras, models/fine_tuned.keras.")

@@ -118,6 +118,17 @@ def running_workers() -> int:
     return found
 
 
+def values_by_key(changes: Sequence[str]) -> dict[str, list[str]]:
+    """The values of each key of a grid, as `check_combinations` takes it, by `section.key`."""
+    pairs = [change.split("=", 1) for change in changes if "=" in change]
+    return {
+        key.removeprefix("params.yaml:").lstrip("+~"): [
+            one.strip("'\" ") for one in text.split(",")
+        ]
+        for key, text in pairs
+    }
+
+
 def check_combinations(changes: Sequence[str]) -> None:
     """Looks at every combination that a grid asks for, as DVC expands it.
 
@@ -260,9 +271,8 @@ def main() -> None:
     if options.set_param:
         words = [word for change in options.set_param for word in ("-S", change)]
         check_combinations(options.set_param)
-        changes = [change.split("=", 1) for change in options.set_param if "=" in change]
-        values = {key: [one.strip("'\" ") for one in text.split(",")] for key, text in changes}
-        copies = [word for path in untracked_data(values) for word in ("--copy-paths", path)]
+        chosen = values_by_key(options.set_param)
+        copies = [word for path in untracked_data(chosen) for word in ("--copy-paths", path)]
         print(dvc("exp", "run", "--queue", *copies, *words), end="", flush=True)
     try:
         start(worker_devices)

@@ -55,7 +55,25 @@ def nearest(word: str, candidates) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Numbers as YAML 1.2 has them and DVC writes them: PyYAML takes 1e-05 for a text."""
+    """YAML 1.2's numbers and keys, as DVC reads and writes them.
+
+    PyYAML takes 1e-05 for a text and a key `yes`, `01` or `2024-01-31` for something else than one,
+    though a class may be called so; and of a key that stands there twice it takes the last.
+    """
+
+    def construct_mapping(self, node, deep=False):
+        """The mapping; yaml.YAMLError where a key is there twice."""
+        found = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            key.tag = "tag:yaml.org,2002:str"
+            if key.value in found:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            found.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

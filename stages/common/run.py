@@ -70,6 +70,9 @@ def run(main: Callable[[], None]) -> None:
     if not sys.stderr.isatty():
         # In a log, bars (the libraries' too) add a line every ten seconds at most.
         os.environ.setdefault("TQDM_MININTERVAL", "10")
+    if hasattr(sys.stdout, "reconfigure"):  # not where a test stands in for it
+        # Names of files need not be UTF-8; they leave as they came.
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         main()
     except KeyboardInterrupt:
