@@ -1,9 +1,12 @@
 """KerasHub's networks, from presets that the test saves: an optional extra."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
+from stages import backbone as backbone_stage
 from stages import fine_tune
 from stages.common import blocks, heads, hub, layer_table, models, training
 from stages.common.run import UserError
@@ -74,6 +77,19 @@ def test_a_convolutional_network_with_its_own_scaling(resnet, tmp_path):
     models.save(classifier, tmp_path / "hub.keras", ["a", "b", "c"])
     again = models.load(tmp_path / "hub.keras").predict(images, verbose=0)
     np.testing.assert_allclose(again, classifier.predict(images, verbose=0), rtol=1e-4)
+
+
+def test_a_network_without_weights_is_the_same_in_every_run(resnet):
+    given = backbone_stage.BackboneParams(
+        library="keras_hub",
+        name=str(resnet[1]),
+        weights=None,
+        own_weights=str(Path(resnet[1]).parent),
+        image_size=32,
+    )
+    first, second = (backbone_stage.network(given).get_weights() for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_tokens_of_patches_become_a_map_in_the_pictures_order(vit):

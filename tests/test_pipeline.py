@@ -178,10 +178,9 @@ def test_fine_tune_params_run_fine_tune_and_its_evaluation_only_and_come_back_fr
 
 def test_train_head_params_run_no_forward_pass_over_the_training_images(project):
     project.set_params({"train_head": {"dropout": 0.3}})
-    assert project.repro("evaluate@head") == ["train_head", "evaluate@head"]
-    assert "models/head.keras" in project.run("dvc", "status", "fine_tune")
+    assert project.repro("--dry", "evaluate@head")[0] == "train_head"
     project.set_params({"train_head": {"dropout": 0.2}})
-    assert "train_head" not in project.repro("evaluate@head")
+    assert project.repro("--dry", "evaluate@head") == []
 
 
 def test_second_project_killed_while_fine_tuning_resumes_and_ends_in_the_same_bytes(
