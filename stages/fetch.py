@@ -29,6 +29,8 @@ BeamRunner = Literal[
     "DirectRunner", "DataflowRunner", "FlinkRunner", "PortableRunner", "PrismRunner", "SparkRunner"
 ]
 
+# Problems of what a URL gave, which may give another file later.
+OF_THE_FILE = ("not_an_image", "truncated", "zero_pixels")
 OptionalColumn = Annotated[
     Annotated[str, Field(min_length=1)] | None,
     Field(description="null, or the name of a column"),
@@ -232,8 +234,9 @@ def main() -> None:
     inventory.write(inventory.INVENTORY_FILE, noting_rejected(rows, rejected))
     inventory.write_rejected(inventory.REJECTED_FILE, rejected)
     if dataset.name == "image_table":
-        for row in rejected:  # or a picture that is mended behind its URL would never come
-            builder.forget(row.name)
+        for row in rejected:
+            if row.problem in OF_THE_FILE:  # or what is mended behind its URL would never come
+                builder.forget(row.name)
     sentence = judge(rejected, raw.count + len(without_image), dataset.on_bad_image)
     if sentence:
         print(sentence)

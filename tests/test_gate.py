@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests import ROOT
+from tools import revisions
 
 METRICS = {
     "accuracy": 0.9,
@@ -115,6 +116,15 @@ def test_an_empty_baseline_fails(repository):
     repository.commit("empty")
     repository.metrics()
     assert "or empty there" in repository.gate("empty").stderr
+
+
+def test_a_project_in_a_folder_of_a_larger_repository_has_its_baseline(repository, monkeypatch):
+    inner = repository.folder / "inner"
+    (inner / "metrics").mkdir(parents=True)
+    (inner / "metrics" / "head.json").write_text('{"accuracy": 0.5}')
+    repository.commit("nested")
+    monkeypatch.chdir(inner)
+    assert revisions.read_json("HEAD", "metrics/head.json") == {"accuracy": 0.5}
 
 
 @pytest.mark.parametrize("name", ["metrics/fine_tuned.json", "dvc.lock"])

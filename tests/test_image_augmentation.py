@@ -229,9 +229,9 @@ def test_each_part_of_a_mixture_keeps_its_images_weight(images):
     [
         ({"augment.crop_area": 0}, "expected a fraction above 0, up to 1 (no crops), received 0"),
         ({"augment.shift": 2}, "expected a number from 0 to 1, received 2"),
-        ({"augment.mixup": -1}, "expected 0 (off) or a number above 0, received -1"),
-        ({"augment.mixup": 0.01}, "expected 0 (off) or at least 0.05, received 0.01"),
-        ({"augment.cutmix": 1e-6}, "expected 0 (off) or at least 0.05, received 1e-06"),
+        ({"augment.mixup": -1}, "expected 0 (off) or a number of 0.05 or more, received -1"),
+        ({"augment.mixup": 0.01}, "expected 0 (off) or a number of 0.05 or more, received 0.01"),
+        ({"augment.cutmix": 1e-6}, "expected 0 (off) or a number of 0.05 or more, received 1e-06"),
         ({"augment.mixup": 0.2, "augment.cutmix": 1}, "expected one of them to be 0"),
         ({"layer_decay": 0}, "expected a number above 0, up to 1 (one rate for all layers)"),
         ({"average_decay": 1}, "expected null (no average) or a number above 0 and below 1"),

@@ -486,7 +486,8 @@ class TestRemote:
         self, tmp_path, pictures, server, monkeypatch
     ):
         rows = [
-            f"{server.url}/{name},{label}" for name, label in zip(pictures, "ababab", strict=True)
+            f"{server.url}/{name},{label}"
+            for name, label in zip(pictures, ["a", "b", "a", "b", "a", ""], strict=True)
         ]
         write_table(tmp_path / "t.csv", "path,label", *rows)
         content = params.read(ROOT / "params.yaml")
@@ -495,12 +496,15 @@ class TestRemote:
         monkeypatch.chdir(tmp_path)
         sound = Path(pictures[0]).read_bytes()
         Path(pictures[0]).write_bytes(b"<html>please log in</html>")
-        with pytest.raises(UserError, match=r"1 of 6 images can't be used \(1 not_an_image\)"):
+        with pytest.raises(
+            UserError, match=r"2 of 6 images can't be used \(1 empty_label, 1 not_an_image\)"
+        ):
             fetch.main()
         Path(pictures[0]).write_bytes(sound)
         shutil.rmtree(paths.RAW)  # as DVC does
         before = Counter(server.asked)
-        fetch.main()
+        with pytest.raises(UserError, match=r"1 of 6 images can't be used \(1 empty_label\)"):
+            fetch.main()
         assert (server.asked - before).keys() == {f"/{pictures[0]}"}
 
     def test_a_table_of_urls_of_several_kinds(self, tmp_path, pictures, server, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common import backbones, images, params
+from stages.common import backbones, images, params, plots
 from stages.common.run import UserError, run, start_tensorflow
 
 SCALING_STEPS = ("Rescaling", "Normalization", "Flip")
@@ -77,14 +77,8 @@ def scaled_input(model, picture: np.ndarray) -> np.ndarray:
 
 def draw_input(model, pictures: Sequence[tuple[str, np.ndarray]], file: Path) -> None:
     """Draws each picture as the network gets it, and what its input scaling makes of it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        len(pictures), 3, figsize=(10, 3.4 * len(pictures)), squeeze=False, layout="constrained"
-    )
+    figure = plots.new_figure(10, 3.4 * len(pictures))
+    axes = figure.subplots(len(pictures), 3, squeeze=False)
     for (name, picture), row in zip(pictures, axes, strict=True):
         scaled = scaled_input(model, picture)
         low, high = scaled.min(), scaled.max()
@@ -102,8 +96,7 @@ def draw_input(model, pictures: Sequence[tuple[str, np.ndarray]], file: Path) ->
         for axis in row[:2]:
             axis.axis("off")
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    plots.save(figure, file)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

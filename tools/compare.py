@@ -82,12 +82,10 @@ def draw_curves(before: dict[str, str], after: dict[str, str], file: Path) -> No
     Args:
         before: stage to the text of its history.csv, at the revision.
         after: the same of the work tree.
-        file: PNG.
+        file: PNG; its folder must exist.
     """
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(
-        len(after), 2, figsize=(9, 3 * len(after)), squeeze=False, layout="constrained"
-    )
+    figure = plots.new_figure(9, 3 * len(after))
+    axes = figure.subplots(len(after), 2, squeeze=False)
     for (stage, text), row in zip(after.items(), axes, strict=True):
         sides = (("before", before.get(stage), "--"), ("now", text, "-"))
         for axis, name in zip(row, ("loss", "accuracy"), strict=True):
@@ -103,7 +101,7 @@ def draw_curves(before: dict[str, str], after: dict[str, str], file: Path) -> No
             axis.set_xlabel("epoch")
             axis.grid(alpha=0.3)
             axis.legend()
-    _save(figure, file)
+    plots.save(figure, file)
 
 
 def draw_confusion(before: str | None, after: str, title: str, file: Path) -> None:
@@ -113,15 +111,13 @@ def draw_confusion(before: str | None, after: str, title: str, file: Path) -> No
         before: text of confusion.csv at the revision, or None.
         after: of the work tree.
         title: of the picture.
-        file: PNG.
+        file: PNG; its folder must exist.
     """
     import numpy as np
 
-    pyplot = _pyplot()
     sides = [(name, text) for name, text in (("before", before), ("now", after)) if text]
-    figure, axes = pyplot.subplots(
-        1, len(sides), figsize=(4.5 * len(sides), 4.2), squeeze=False, layout="constrained"
-    )
+    figure = plots.new_figure(4.5 * len(sides), 4.2)
+    axes = figure.subplots(1, len(sides), squeeze=False)
     for axis, (name, text) in zip(axes[0], sides, strict=True):
         pairs = [(row["actual"], row["predicted"]) for row in csv.DictReader(io.StringIO(text))]
         classes = sorted({actual for actual, _ in pairs} | {predicted for _, predicted in pairs})
@@ -148,22 +144,7 @@ def draw_confusion(before: str | None, after: str, title: str, file: Path) -> No
         axis.set_ylabel("actual")
         axis.set_title(f"{name}, {left_out} more classes left out" if left_out > 0 else name)
     figure.suptitle(title)
-    _save(figure, file)
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=100)
-    _pyplot().close(figure)
+    plots.save(figure, file)
 
 
 def draw(commit: str, folder: Path) -> dict[str, str]:
@@ -176,6 +157,7 @@ def draw(commit: str, folder: Path) -> dict[str, str]:
         }
         for side in (commit, None)
     )
+    folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
     if after:
         draw_curves(before, after, folder / "curves.png")

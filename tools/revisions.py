@@ -120,7 +120,4 @@ def _hash_in(lock: dict, stage: str, kind: str, path: Path) -> str | None:
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess:
-    # Files need not be UTF-8; what is read from here on is.
-    return subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, errors="surrogateescape", check=False
-    )
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)

@@ -194,8 +194,8 @@ def describe_average(parameters: TrainingParams, steps: int) -> str | None:
         return None
     return (
         f"average_decay {decay}: after {steps} steps {100 * decay**steps:.0f} % of the averaged "
-        f"weights are those that training began with; of so few images "
-        f"{MOST_OF_THE_START ** (1 / steps):.2g} or less, null or more epochs make a better model"
+        f"weights are those that training began with; at {MOST_OF_THE_START ** (1 / steps):.2g} or "
+        f"less, or with more epochs, {100 * MOST_OF_THE_START:.0f} % would be"
     )
 
 

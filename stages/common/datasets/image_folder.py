@@ -100,14 +100,12 @@ def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
 
 def _check_no_split_beside_others(folders: Iterable[str], top: str, where: Path) -> None:
     """UserError where one more folder makes official splits classes, each of them several times."""
-    below: dict[str, set[str]] = {}
-    for folder in folders:
-        head, _, rest = folder.removeprefix(top).partition("/")
-        below.setdefault(head, set()).add(rest)
-    alike = sorted(head for head in below if head.casefold() in OFFICIAL_SPLITS)
-    others = sorted(below.keys() - alike)
-    shared = [set.intersection(*(below[head] for head in alike)) - {""}] if len(alike) > 1 else []
-    if others and any(shared):
+    parts = [folder.removeprefix(top).partition("/") for folder in folders]
+    in_splits = [(head, below) for head, _, below in parts if head.casefold() in OFFICIAL_SPLITS]
+    alike = sorted({head for head, _ in in_splits})
+    others = sorted({head for head, _, _ in parts} - set(alike))
+    times = Counter(below for _, below in in_splits if below)
+    if others and any(number > 1 for number in times.values()):
         raise UserError(
             f"dataset.path: {' and '.join(alike)} in {where / top} hold folders of the same names, "
             f"as official splits do, but {', '.join(others)} beside them names no split; move "
