@@ -211,6 +211,7 @@ def test_a_trial_that_fails_is_left_behind(folder, monkeypatch, capsys):
             raise outcome
         return outcome
 
+    monkeypatch.setattr(search.revisions, "check_history", lambda: None)
     monkeypatch.setattr(search, "run_experiment", run_experiment)
     monkeypatch.setattr("sys.argv", ["search", str(path), "--trials", "3"])
     search.main()
