@@ -242,6 +242,22 @@ class TestImageFolder:
         (note,) = (line for line in capsys.readouterr().out.splitlines() if "left out" in line)
         assert note.endswith("by their names: 1 of .md, 2 of .txt, 1 of no suffix")
 
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_folders_without_images_are_named(
+        self, tmp_path, draw_images, run_main, capsys, packed
+    ):
+        """A class whose images never arrived would else be no class, without a word."""
+        own = tmp_path / "own"
+        for name in ("cat", "dog/old"):
+            draw_images(own / name, 2)
+        for name in ("eel", "hen/old/older", ".cache", "__MACOSX"):
+            (own / name).mkdir(parents=True)
+        (own / "hen" / "old" / "notes.txt").write_text("about these images")
+        path = shutil.make_archive(str(own), "zip", own) if packed else own
+        run_main("image_folder", path)
+        (note,) = (line for line in capsys.readouterr().out.splitlines() if "without any" in line)
+        assert note.endswith("no classes: 2 (eel, hen)")
+
     def test_images_that_nothing_decodes_are_bad_images_and_not_passed_over(
         self, tmp_path, draw_images, run_main
     ):

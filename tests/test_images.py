@@ -155,6 +155,28 @@ def test_a_transparent_grey_of_sixteen_bits_becomes_white():
     np.testing.assert_array_equal(decoded(encoded)[0, :, 0], [255, 1])
 
 
+@pytest.mark.parametrize(
+    ("bits", "row", "grey"),
+    [
+        (1, 0b01000000, [255, 255, 255, 255]),  # white is what is laid over white
+        (2, 0b00011011, [0, 255, 170, 255]),
+        (4, 0x1234, [255, 34, 51, 68]),
+    ],
+)
+def test_a_transparent_grey_of_few_bits_becomes_white(bits, row, grey):
+    transparent = (b"tRNS", struct.pack(">H", 0 if bits == 1 else 1))
+    packed = row.to_bytes(bits * 4 // 8 or 1, "big")
+    pixels = decoded(png_file(4, 1, bits, 0, b"\0" + packed, transparent))
+    np.testing.assert_array_equal(pixels[0, :, 0], grey)
+
+
+def test_a_transparent_colour_of_sixteen_bits_becomes_white():
+    row = np.array([[257 * 9, 257 * 8, 0], [257 * 9, 0, 0]], ">u2")
+    transparent = (b"tRNS", row[0].tobytes())
+    encoded = png_file(2, 1, 16, 2, b"\0" + row.tobytes(), transparent)
+    np.testing.assert_array_equal(decoded(encoded)[0], [[255, 255, 255], [9, 0, 0]])
+
+
 def test_floating_point_pixels_are_refused_and_not_guessed():
     encoded = encode(Image.fromarray(np.array([[0.25, 1.0]], np.float32)), "TIFF")
     with pytest.raises(images.BadImage, match="store 8 or 16 bits") as caught:

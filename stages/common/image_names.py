@@ -14,8 +14,8 @@ UNREADABLE_SUFFIXES = (
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a part of the name begins with a dot, as what systems leave behind does."""
-    return name.startswith(".") or "/." in name
+    """Whether it is what systems leave behind: a part of its name begins with a dot, as a rule."""
+    return name.startswith((".", "__MACOSX")) or "/." in name
 
 
 def is_image(name: str) -> bool:

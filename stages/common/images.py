@@ -25,6 +25,7 @@ from stages.common.run import UserError
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 MOST_PIXELS = 178_956_970  # Pillow's own limit, above which it takes a file for an attack
 MOST_OF_16_BITS = 65535
+PNG_BITS = 24  # place of the byte that says how many bits a channel has; its header comes first
 # Tags of TIFF 6.0, and values of them.
 TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 262, 0
 TIFF_BITS, TIFF_COMPRESSION, TIFF_UNCOMPRESSED = 258, 259, 1
@@ -102,6 +103,8 @@ def read(encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None
                 upright = ImageOps.exif_transpose(picture)
                 return Decoded(_to_rgb(upright), file_format, mode, frames)
             image.load()
+            if file_format == "PNG":
+                _fit_transparent_colour(image, bits=encoded[PNG_BITS])
             _turn_upright(image)
             return Decoded(_to_rgb(image), file_format, mode, frames)
     except BadImage:
@@ -188,6 +191,18 @@ def _unidentified(encoded: bytes) -> BadImage:
         "truncated",
         f"begins as {begins_as[0]}, but its header is cut off or damaged ({len(encoded)} bytes)",
     )
+
+
+def _fit_transparent_colour(image: Image.Image, bits: int) -> None:
+    """Brings a transparent colour to the 8 bits of the pixels; Pillow leaves it as it is stored.
+
+    Of 16 bits it keeps the upper 8, so that colours that differ in the others are transparent too.
+    """
+    colour = image.info.get("transparency")
+    if image.mode == "L" and isinstance(colour, int):
+        image.info["transparency"] = colour * 255 // (2**bits - 1)
+    elif image.mode == "RGB" and isinstance(colour, tuple) and bits == 16:
+        image.info["transparency"] = tuple(channel >> 8 for channel in colour)
 
 
 def _turn_upright(image: Image.Image) -> None:

@@ -14,6 +14,7 @@ from stages.common.image_names import SUFFIXES, class_name_of, is_hidden, is_ima
 from stages.common.inventory import InventoryRow
 from stages.common.run import UserError
 
+MOST_FOLDERS_NAMED = 10
 OFFICIAL_SPLITS = tuple(name for names in splits.OFFICIAL_NAMES.values() for name in names)
 
 
@@ -123,6 +124,13 @@ def _check_encoding(name: str, where: Path) -> None:
         ) from None
 
 
+def without_images(folders: Iterable[str], with_images: Iterable[str]) -> list[str]:
+    """The folders in and below which no image lies, of several in one another the outermost."""
+    leading = {str(above) for name in with_images for above in (name, *PurePosixPath(name).parents)}
+    idle = {name for name in folders if not is_hidden(name)} - leading
+    return sorted(name for name in idle if str(PurePosixPath(name).parent) not in idle)
+
+
 def _shared_top(folders: Iterable[str]) -> str:
     """The folders that all others are in, with a closing `/`; a split's folder is none of them."""
     rests, top = set(folders), ""
@@ -187,6 +195,12 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
             if left_out
             else []
         )
+        if idle := without_images(self._source.folders, self.layout.folders):
+            shown = ", ".join(idle[:MOST_FOLDERS_NAMED])
+            more = ", …" if len(idle) > MOST_FOLDERS_NAMED else ""
+            self.notes.append(
+                f"folders without any image, which are no classes: {len(idle)} ({shown}{more})"
+            )
         if self._source.linked_folders:
             self.notes.append(
                 f"{self._source.path / min(self._source.linked_folders)} is a link to a folder, in "

@@ -4,6 +4,7 @@ An archive is read member by member and never unpacked: no path of it is ever op
 none can leave the target, and no link of it is followed.
 """
 
+import abc
 import contextlib
 import gzip
 import lzma
@@ -16,7 +17,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from stages.common.run import UserError
 
@@ -26,18 +26,25 @@ ZIP_UTF8 = 0x800  # flag of a member
 MOST_MEMBER_BYTES = 2**30  # a file is read as a whole; no image that can be used is larger
 
 
-class Source(Protocol):
+class Source(abc.ABC):
     """Where files come from. Names are relative, parted by `/`, and come sorted or as stored."""
 
-    path: Path
     is_archive: bool
-    missing: set[str]  # names of links to what is not there
-    links: int  # that `names` left out
-    linked_folders: set[str]  # names of folders elsewhere that `names` went into
 
+    def __init__(self, path: Path):
+        """`path` is the archive, or the folder that names are relative to."""
+        self.path = path
+        # What `names` met:
+        self.missing: set[str] = set()  # names of links to what is not there
+        self.links = 0  # left out of an archive
+        self.folders: set[str] = set()  # an archive may not have them
+        self.linked_folders: set[str] = set()  # those of them that are links to elsewhere
+
+    @abc.abstractmethod
     def names(self) -> Iterator[str]:
-        """The name of every file."""
+        """The name of every file; links and devices in an archive are left out."""
 
+    @abc.abstractmethod
     def files(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
         """Name and content of the files whose names are wanted."""
 
@@ -62,17 +69,10 @@ def open_source(path: Path) -> Source:
     )
 
 
-class Folder:
+class Folder(Source):
     """Files below a folder, sorted; links are followed, as they are the owner's own."""
 
     is_archive = False
-
-    def __init__(self, path: Path):
-        """`path` is the folder that names are relative to."""
-        self.path = path
-        self.missing: set[str] = set()
-        self.links = 0
-        self.linked_folders: set[str] = set()
 
     def names(self) -> Iterator[str]:
         """The name of every file."""
@@ -104,6 +104,7 @@ class Folder:
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             return  # a link to a folder above it
+        self.folders.add(prefix.rstrip("/") or ".")
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
         for entry in entries:
@@ -120,17 +121,10 @@ class Folder:
                 yield prefix + entry.name
 
 
-class Zip:
+class Zip(Source):
     """Members of a .zip archive, in their order."""
 
     is_archive = True
-
-    def __init__(self, path: Path):
-        """`path` is the archive."""
-        self.path = path
-        self.missing: set[str] = set()
-        self.links = 0
-        self.linked_folders: set[str] = set()
 
     def names(self) -> Iterator[str]:
         """The name of every file; links are left out."""
@@ -159,21 +153,16 @@ class Zip:
             _decode_name(member)
             if stat.S_ISLNK(member.external_attr >> 16):  # the upper half is Unix's mode
                 self.links += 1
-            elif not member.is_dir():
+            elif member.is_dir():
+                self.folders.add(_safe_name(member.filename, self.path))
+            else:
                 yield member
 
 
-class Tar:
+class Tar(Source):
     """Members of a .tar archive, compressed or not, in their order; read as a stream."""
 
     is_archive = True
-
-    def __init__(self, path: Path):
-        """`path` is the archive."""
-        self.path = path
-        self.missing: set[str] = set()
-        self.links = 0
-        self.linked_folders: set[str] = set()
 
     def names(self) -> Iterator[str]:
         """The name of every file; links and devices are left out."""
@@ -196,6 +185,8 @@ class Tar:
         while (member := archive.next()) is not None:
             if member.isfile():
                 yield member
+            elif member.isdir():
+                self.folders.add(_safe_name(member.name, self.path))
             elif member.issym() or member.islnk():
                 self.links += 1
             archive.members.clear()  # or the archive remembers every member that it read
