@@ -73,7 +73,10 @@ FAMILIES = {
 
 
 # Large ones take ten to twenty seconds each.
-SLOW = ("inception_v3", "inception_resnet_v2", "nasnet_mobile", "densenet121", "efficientnet_v2_s")
+SLOW = (
+    *("inception_v3", "inception_resnet_v2", "nasnet_mobile", "densenet121", "xception"),
+    *("resnet50_v2", "convnext_tiny", "efficientnet_v2_b0", "efficientnet_v2_s"),
+)
 
 
 @pytest.mark.parametrize(

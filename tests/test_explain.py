@@ -122,7 +122,12 @@ def test_batches_singles_and_a_reloaded_model_agree(toy_classifier, tmp_path, ki
 
 
 @pytest.mark.parametrize(
-    "name", ["efficientnet_lite0", "efficientnet_b0", "resnet50", "convnext_tiny", "tiny"]
+    "name",
+    [
+        *("efficientnet_lite0", "resnet50", "tiny"),
+        pytest.param("efficientnet_b0", marks=pytest.mark.slow),
+        pytest.param("convnext_tiny", marks=pytest.mark.slow),
+    ],
 )
 def test_the_last_feature_map_of_any_backbone_is_found(name):
     backbone = backbones.build(name, None, 64)

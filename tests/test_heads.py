@@ -25,7 +25,13 @@ def head_of(kind: str, shape, **changes):
     return heads.build(kind, shape, 3, **options)
 
 
-@pytest.mark.parametrize(("kind", "where"), itertools.product(heads.HEADS, LAYERS))
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        *((kind, "several") for kind in heads.HEADS),
+        *itertools.product(["dense", "conv"], ["last", "one"]),  # one for each kind of features
+    ],
+)
 def test_a_classifier_of_any_head_and_layers_is_complete(kind, where, tmp_path):
     backbone = models.with_any_size(backbones.build("tiny", None, 32))
     backbone = models.at_layers(backbone, LAYERS[where])

@@ -121,6 +121,7 @@ def image_sections(
                 fontsize=_fitting_size(caption),
                 color=color[0] if color else BLACK,
                 parse_math=False,
+                y=1,  # where it is anyway; else every axis is measured for what may be in its way
             )
     if color_bar:
         colors, label, low, high = color_bar
