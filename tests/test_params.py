@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from dvc.utils.serialize import parse_yaml
 
 from stages.common import params
 from stages.common.run import UserError
@@ -141,6 +143,22 @@ def test_fractions_that_do_not_add_up_to_one():
         "params.yaml, split: the fractions must add up to 1, received "
         "train 0.75 + valid 0.15 + test 0.25 = 1.15"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("010", 10), ("0o17", 15), ("-0x1F", -31), ("0b11", 3), ("1_000", 1000)),
+        *((".5", 0.5), ("5.", 5.0), ("-.5e-3", -0.0005), ("-.inf", -np.inf), ("1_0.5", 10.5)),
+        *(("true", True), ("yes", "yes"), ("no", "no"), ("on", "on"), ("null", None)),
+        *(("40:00", "40:00"), ("1:30.5", "1:30.5"), ("1.2.3", "1.2.3"), ("0x", "0x")),
+    ],
+)
+def test_a_value_is_what_dvc_reads(text, value):
+    """Or `dvc params diff` would tell another number than the one that was trained with."""
+    found = params.parse(f"value: {text}")["value"]
+    assert (type(found), found) == (type(value), value)
+    assert parse_yaml(f"value: {text}", "params.yaml")["value"] == value
 
 
 @pytest.mark.parametrize("text", ["1e-5", "1e-05", "1E-5", "1.0e-5", "1.e-5", "0.00001"])

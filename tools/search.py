@@ -39,7 +39,7 @@ MOST_FAILURES_IN_A_ROW = 3  # one trial may diverge; all of them mean that somet
 
 @params.params_dataclass
 class Range:
-    """Numbers from low to high, both included; whole ones where both are."""
+    """Numbers from low to high, which steps from low may miss; whole ones where both are."""
 
     low: int | float
     high: int | float

@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 import yaml
@@ -54,12 +54,35 @@ def nearest(word: str, candidates) -> str:
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers and keys, as DVC reads and writes them.
+_INT = "tag:yaml.org,2002:int"
+# YAML 1.2, "10.3.2. Tag Resolution", and underscores and binary numbers that DVC's reader takes.
+_PATTERNS = {
+    _INT: re.compile(r"[-+]?(\d[\d_]*|0b[01_]+|0o[0-7_]+|0x[\da-fA-F_]+)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"([-+]?(\.\d+|\d[\d_]*(\.[\d_]*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+    "tag:yaml.org,2002:bool": re.compile(r"(true|True|TRUE|false|False|FALSE)$"),
+}
 
-    PyYAML takes 1e-05 for a text and a key `yes`, `01` or `2024-01-31` for something else than one,
-    though a class may be called so; and of a key that stands there twice it takes the last.
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's values and keys, as DVC reads and writes them.
+
+    PyYAML takes 1e-05 for a text, 010 for 8, 40:00 for 2400 and `no` for false; a key `yes`, `01`
+    or `2024-01-31` for something else than a text, though a class may be called so; and of a key
+    that stands there twice the last.
     """
+
+    # Without what YAML 1.1 takes for whole numbers, numbers, and true or false.
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _PATTERNS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_int(self, node) -> int:
+        """The whole number of decimal digits, or of 0b, 0o or 0x and others."""
+        text = node.value.replace("_", "")
+        return int(text, 0 if text.lstrip("-+")[1:2] in ("b", "o", "x") else 10)
 
     def construct_mapping(self, node, deep=False):
         """The mapping; yaml.YAMLError where a key is there twice."""
@@ -76,9 +99,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+for _tag, _pattern in _PATTERNS.items():
+    _Loader.add_implicit_resolver(_tag, _pattern, None)
+_Loader.add_constructor(_INT, _Loader.construct_int)
 
 
 def parse(text: str) -> Any:
@@ -181,7 +204,7 @@ def _sentence(finding: dict[str, Any], source: str, prefix: str, kind) -> str:
 
 
 def _hint(received) -> str:
-    """A number in quotes, or one as `1e-4`, which YAML 1.1 reads as text; the cure is a point."""
+    """What is to be done with a number in quotes."""
     if not isinstance(received, str):
         return ""
     if re.fullmatch(r"[-+]?(\d+|\d+\.\d*)", received):
