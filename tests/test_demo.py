@@ -56,7 +56,7 @@ def address(model_file, uploads):
     line = server.stdout.readline()
     yield re.search(r"http://\S+", line)[0]
     server.terminate()
-    server.wait(timeout=30)
+    server.wait(timeout=120)
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_nothing_is_left_behind(model_file, tmp_path, number):
     )
     server.stdout.readline()
     server.send_signal(number)
-    _, errors = server.communicate(timeout=30)
+    _, errors = server.communicate(timeout=120)
     assert server.returncode == 0, errors
     assert "Traceback" not in errors
     assert not list(tmp_path.glob("warmstart-demo-*"))
