@@ -1,5 +1,6 @@
 """tools.demo as a new user meets it: in a browser, with a real upload."""
 
+import functools
 import os
 import re
 import signal
@@ -56,7 +57,7 @@ def address(model_file, uploads):
     line = server.stdout.readline()
     yield re.search(r"http://\S+", line)[0]
     server.terminate()
-    server.wait(timeout=120)
+    server.wait(timeout=30)
 
 
 @pytest.fixture
@@ -123,10 +124,12 @@ def test_nothing_is_left_behind(model_file, tmp_path, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # As a terminal starts it: of a test run in the background Ctrl-C is ignored.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     server.stdout.readline()
     server.send_signal(number)
-    _, errors = server.communicate(timeout=120)
+    _, errors = server.communicate(timeout=30)
     assert server.returncode == 0, errors
     assert "Traceback" not in errors
     assert not list(tmp_path.glob("warmstart-demo-*"))

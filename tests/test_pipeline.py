@@ -167,6 +167,7 @@ def test_a_change_that_is_reverted_comes_back_from_the_cache(project):
     project.set_params({"fine_tune": {"learning_rate": 2.0e-3, "epochs": 1}})
     assert project.repro("fine_tune") == ["fine_tune"]
     assert project.results() != before
+    assert project.repro("--dry") == ["evaluate@fine_tuned"]  # and what reads of it, in its turn
     project.set_params({"fine_tune": {"learning_rate": 1.0e-3, "epochs": 30}})
     assert project.repro() == []
     assert project.results() == before

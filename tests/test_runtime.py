@@ -171,7 +171,7 @@ def test_what_params_ask_for_reaches_training(project, plain, changes):
 
 
 def test_the_same_params_train_alike(project, plain):
-    """Or the test above could not fail."""
+    """Or the test above would tell nothing: another loss might be chance."""
     write_params(project)
     np.testing.assert_array_equal(train(), plain)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dvc.api
-import yaml
+from ruamel.yaml import YAMLError
 
 from stages.common import params, paths
 from stages.common.run import UserError, run
@@ -183,7 +183,7 @@ def main() -> None:
             raise UserError(f"-S: expected KEY=VALUE, received {change!r}")
         try:
             values[key] = params.parse(value)
-        except yaml.YAMLError as error:
+        except YAMLError as error:
             raise UserError(f"-S: expected {key}=YAML, received {value!r}: {error}") from None
     if "seed" in values:
         raise UserError("-S: received seed, which --seeds sets; leave it out")

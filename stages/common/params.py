@@ -8,12 +8,15 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
-import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass as _pydantic_dataclass
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.tag import Tag
 
 from stages.common.run import UserError
 
@@ -54,59 +57,30 @@ def nearest(word: str, candidates) -> str:
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
-_INT = "tag:yaml.org,2002:int"
-# YAML 1.2, "10.3.2. Tag Resolution", and underscores and binary numbers that DVC's reader takes.
-_PATTERNS = {
-    _INT: re.compile(r"[-+]?(\d[\d_]*|0b[01_]+|0o[0-7_]+|0x[\da-fA-F_]+)$"),
-    "tag:yaml.org,2002:float": re.compile(
-        r"([-+]?(\.\d+|\d[\d_]*(\.[\d_]*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
-    ),
-    "tag:yaml.org,2002:bool": re.compile(r"(true|True|TRUE|false|False|FALSE)$"),
-}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's values and keys, as DVC reads and writes them.
-
-    PyYAML takes 1e-05 for a text, 010 for 8, 40:00 for 2400 and `no` for false; a key `yes`, `01`
-    or `2024-01-31` for something else than a text, though a class may be called so; and of a key
-    that stands there twice the last.
-    """
-
-    # Without what YAML 1.1 takes for whole numbers, numbers, and true or false.
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _PATTERNS]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_int(self, node) -> int:
-        """The whole number of decimal digits, or of 0b, 0o or 0x and others."""
-        text = node.value.replace("_", "")
-        return int(text, 0 if text.lstrip("-+")[1:2] in ("b", "o", "x") else 10)
+class _Constructor(SafeConstructor):
+    """Takes keys as texts, as DVC does: a class may be called `01`, `null` or `2024-01-31`."""
 
     def construct_mapping(self, node, deep=False):
-        """The mapping; yaml.YAMLError where a key is there twice."""
-        found = set()
+        """The mapping; YAMLError where a key is there twice."""
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            key.tag = "tag:yaml.org,2002:str"
-            if key.value in found:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
-                )
-            found.add(key.value)
+            if isinstance(key, ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                key.ctag = Tag(suffix="tag:yaml.org,2002:str")
         return super().construct_mapping(node, deep)
 
-
-for _tag, _pattern in _PATTERNS.items():
-    _Loader.add_implicit_resolver(_tag, _pattern, None)
-_Loader.add_constructor(_INT, _Loader.construct_int)
+    def check_mapping_key(self, node, key_node, mapping, key, value):
+        """The library's own words speak of a setting of the library."""
+        if key in mapping:
+            raise ConstructorError(
+                None, None, f"the key {key!r} is there twice", key_node.start_mark
+            )
+        return True
 
 
 def parse(text: str) -> Any:
-    """The value that a text in YAML stands for; yaml.YAMLError where it is none."""
-    return yaml.load(text, Loader=_Loader)
+    """The value that a text in YAML 1.2 stands for, as DVC reads it; YAMLError where it is none."""
+    reader = YAML(typ="safe", pure=True)
+    reader.Constructor = _Constructor
+    return reader.load(text)
 
 
 def read(path: Path = PARAMS_FILE) -> dict[str, Any]:
@@ -119,7 +93,7 @@ def read(path: Path = PARAMS_FILE) -> dict[str, Any]:
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected sections, received {content!r}")

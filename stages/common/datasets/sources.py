@@ -37,8 +37,8 @@ class Source(abc.ABC):
         # What `names` met:
         self.missing: set[str] = set()  # names of links to what is not there
         self.links = 0  # left out of an archive
-        self.folders: set[str] = set()  # an archive may not have them
-        self.linked_folders: set[str] = set()  # those of them that are links to elsewhere
+        self.folders: set[str] = set()  # names of folders, as far as an archive has them
+        self.linked_folders: set[str] = set()  # names of links to folders
 
     @abc.abstractmethod
     def names(self) -> Iterator[str]:
@@ -154,7 +154,7 @@ class Zip(Source):
             if stat.S_ISLNK(member.external_attr >> 16):  # the upper half is Unix's mode
                 self.links += 1
             elif member.is_dir():
-                self.folders.add(_safe_name(member.filename, self.path))
+                self.folders.add(_plain_name(member.filename))
             else:
                 yield member
 
@@ -186,7 +186,7 @@ class Tar(Source):
             if member.isfile():
                 yield member
             elif member.isdir():
-                self.folders.add(_safe_name(member.name, self.path))
+                self.folders.add(_plain_name(member.name))
             elif member.issym() or member.islnk():
                 self.links += 1
             archive.members.clear()  # or the archive remembers every member that it read
@@ -261,14 +261,19 @@ def _decode_name(member: zipfile.ZipInfo) -> None:
             member.filename = member.orig_filename.encode("cp437").decode()
 
 
+def _plain_name(name: str) -> str:
+    """The name with one `/` between its parts, none of them a lone dot."""
+    # Packers keep what was typed: photos/./cats, photos//cats.
+    return str(PurePosixPath(name.replace("\\", "/")))
+
+
 def _safe_name(name: str, archive: Path) -> str:
-    """The name with one `/` between its parts, none of them a lone dot.
+    """The plain name of a file.
 
     Raises:
         UserError: the name points out of the archive: nobody who packs images means that.
     """
-    # Packers keep what was typed: photos/./cats, photos//cats.
-    name = str(PurePosixPath(name.replace("\\", "/")))
+    name = _plain_name(name)
     if name.startswith("/") or ".." in name.split("/") or re.match(r"[A-Za-z]:/", name):
         raise UserError(
             f"dataset.path: {archive} holds {name!r}, which points to a place outside of the "
