@@ -1,5 +1,6 @@
 """A copy of the project with toy images, a tiny network and its own DVC cache."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -111,14 +112,17 @@ class ToyProject:
         lines = self.run("dvc", "repro", *words).splitlines()
         return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
 
-    def results(self) -> dict[str, bytes]:
-        """What must be equal between two runs: models, metrics and the table of splits."""
+    def results(self) -> dict[str, str]:
+        """Hashes of what must be equal between two runs: models, metrics, the table of splits."""
         files = [
             self.folder / "data" / "splits.csv",
             *sorted((self.folder / "models").glob("*.keras")),
             *sorted((self.folder / "metrics").glob("*.json")),
         ]
-        return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
+        return {
+            str(path.relative_to(self.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in files
+        }
 
 
 def draw_images(folder: Path, per_class: int = 32) -> None:
