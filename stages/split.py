@@ -13,6 +13,7 @@ Writes: data/splits.csv — id, split (train, valid or test), label, group, and 
         plots/data/duplicates.png — the largest groups of duplicates.
 """
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from stages.common import duplicates, images, inventory, membership, params, paths, splits, tables
-from stages.common.columns import Categories, encode, give_back_large_arrays
+from stages.common.columns import Categories, StoredBytes, encode, give_back_large_arrays
 from stages.common.datasets.raw import RawDataset
 from stages.common.image_columns import Images, Rejected, read_inventory, with_columns
 from stages.common.run import UserError, progress, run, start_tensorflow
@@ -368,13 +369,20 @@ def group_id(name: str) -> str:
 
 
 def choose_samples(
-    found: Images, assigned: Sequence[str], class_names: Sequence[str]
+    found: Images, firsts: np.ndarray, split_of: Sequence[str], class_names: Sequence[str]
 ) -> dict[str, str]:
-    """Ids of some training images of every class shown, each with its label; in order."""
+    """Ids of some training images of every class shown, each with its label; in order.
+
+    Args:
+        found: all images.
+        firsts: `first` of duplicates.Duplicates: of copies one is shown.
+        split_of: (images,), split of each.
+        class_names: of all classes.
+    """
     chosen: dict[str, list[str]] = {name: [] for name in class_names[:MOST_CLASSES_SHOWN]}
-    for index in np.argsort(found.contents, kind="stable"):
+    for index in firsts:
         ids = chosen.get(found.labels[index])
-        if assigned[index] == "train" and ids is not None and len(ids) < SAMPLES_PER_CLASS:
+        if split_of[index] == "train" and ids is not None and len(ids) < SAMPLES_PER_CLASS:
             ids.append(found.ids[index])
     return {image_id: label for label, ids in chosen.items() for image_id in ids}
 
@@ -447,17 +455,20 @@ def main() -> None:
     parameters = params.load("split", SplitParams)
     seed = params.load_seed()
     give_back_large_arrays()
-    found, rejected = read_inventory(inventory.read())
+    found, hashes, rejected = read_inventory(inventory.read())
     minimum = parameters.min_images_per_class
     per_class = Counter(found.labels)
     check_classes(per_class, per_class, minimum, also=rejected.labels)
     # Before TensorFlow is there, which is as large as what this takes of a million images.
     copies = duplicates.find(
-        found.contents,
-        found.perceptual,
+        hashes.contents,
+        hashes.perceptual,
         found.sizes[:, 0] / found.sizes[:, 1],
         parameters.near_duplicate_distance,
     )
+    # From here on contents only name groups.
+    copies = dataclasses.replace(copies, contents=StoredBytes(copies.contents))
+    del hashes
     start_tensorflow()
 
     raw = RawDataset(paths.RAW)
@@ -537,7 +548,7 @@ def draw_plots(
     data_plots.sizes(PLOTS / "sizes.png", used.sizes)
     data_plots.channels(PLOTS / "channels.png", used.means, used.labels, assigned)
 
-    samples = choose_samples(used, assigned, raw.class_names)
+    samples = choose_samples(found, copies.first, split_of, raw.class_names)
     largest = list(itertools.islice(duplicates.members(copies), MOST_GROUPS_SHOWN))
     shown = {found.ids[index] for group in largest for index in group[:MOST_OF_A_GROUP_SHOWN]}
     pictures = _pictures(raw, shown | samples.keys())

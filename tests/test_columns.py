@@ -1,5 +1,7 @@
 """Columns of texts: what goes in comes out, wherever it is kept."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -33,8 +35,20 @@ def test_stored_texts_grow_while_they_are_read():
         assert stored[5] == "text 5"
 
 
-def test_stored_texts_leave_no_file(tmp_path):
-    columns.StoredTexts(str(number) for number in range(1000))
+def test_stored_bytes_come_back_in_any_order():
+    values = np.array([bytes([number]) * 3 for number in range(1, 8)])
+    stored = columns.StoredBytes(values)
+    assert len(stored) == 7
+    for index in np.random.default_rng(0).permutation(7):
+        assert stored[index] == values[index]
+    with pytest.raises(IndexError):
+        stored[7]
+
+
+def test_what_is_stored_leaves_no_file(tmp_path):
+    stored = columns.StoredTexts(str(number) for number in range(1000))
+    values = columns.StoredBytes(np.arange(1000))
+    assert (len(stored), len(values)) == (1000, 1000)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -48,11 +62,13 @@ def test_categories_are_their_texts_and_encode_sorts_those_that_are_there():
     assert columns.encode([])[1] == []
 
 
-def test_a_digest_that_ends_in_null_bytes_keeps_them_in_its_name():
+@pytest.mark.parametrize("keep", [np.asarray, columns.StoredBytes])
+def test_a_digest_that_ends_in_null_bytes_keeps_them_in_its_name(keep):
     digests = [bytes([1]) * 30 + bytes(2), bytes([1]) * 31 + bytes(1), bytes([7]) * 32]
     contents = np.array([*digests, digests[0]], "S32")
     hashes, aspects = np.zeros(4, np.uint64), np.ones(4)
-    groups = duplicates.join(duplicates.find(contents, hashes, aspects, None), None)
+    copies = duplicates.find(contents, hashes, aspects, None)
+    groups = duplicates.join(dataclasses.replace(copies, contents=keep(contents)), None)
     assert [groups.names[group] for group in groups.of_image] == [
         f"content {digest.hex()}" for digest in (*digests, digests[0])
     ]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from stages import split
 from stages.common import duplicates, inventory, membership, params
-from stages.common.image_columns import Images, Rejected, read_inventory, with_columns
+from stages.common.image_columns import Hashes, Images, Rejected, read_inventory, with_columns
 from stages.common.run import UserError
 from stages.common.splits import SPLITS_FILE
 from stages.common.splits import read as read_splits
@@ -69,7 +69,7 @@ def draw_items(count: int, first: int = 0, **columns) -> list[Item]:
     ]
 
 
-def as_images(items) -> Images:
+def read_items(items) -> tuple[Images, Hashes]:
     """The same in columns, through the readers of the stage."""
     rows = [
         inventory.InventoryRow(
@@ -92,18 +92,24 @@ def as_images(items) -> Images:
     ]
     names = {name: "" for item in items for name in item.columns}
     complete = [dataclasses.replace(item, columns=names | item.columns) for item in items]
-    return with_columns(*read_inventory(rows), complete)
+    found, hashes, rejected = read_inventory(rows)
+    return with_columns(found, rejected, complete), hashes
 
 
-def duplicates_of(found: Images, parameters=DEFAULT) -> duplicates.Duplicates:
+def as_images(items) -> Images:
+    return read_items(items)[0]
+
+
+def duplicates_of(items, parameters=DEFAULT) -> duplicates.Duplicates:
+    found, hashes = read_items(items)
     aspects = found.sizes[:, 0] / found.sizes[:, 1]
     distance = parameters.near_duplicate_distance
-    return duplicates.find(found.contents, found.perceptual, aspects, distance)
+    return duplicates.find(hashes.contents, hashes.perceptual, aspects, distance)
 
 
 def groups_of(items, parameters=DEFAULT) -> duplicates.Groups:
-    found = as_images(items)
-    return duplicates.join(duplicates_of(found, parameters), found.columns.get("group"))
+    groups = as_images(items).columns.get("group")
+    return duplicates.join(duplicates_of(items, parameters), groups)
 
 
 def splits_of(items, parameters=DEFAULT, seed=0) -> dict[str, str]:
@@ -564,7 +570,7 @@ def test_different_images_of_a_class_are_counted_by_group():
 
 def test_inventory_of_other_images_is_refused_and_rejected_ones_are_left_out():
     items = draw_items(4)
-    found, rejected = read_inventory(
+    found, _, rejected = read_inventory(
         [
             inventory.InventoryRow(id="table row 3", name="a.png", label="", problem="empty_label"),
             *(
@@ -616,8 +622,8 @@ def duplicated_items() -> list[Item]:
 
 
 def test_duplicates_are_counted():
-    found = as_images(duplicated_items())
-    copies = duplicates_of(found)
+    items = duplicated_items()
+    found, copies = as_images(items), duplicates_of(items)
     assert split.duplicate_metrics(found, copies, straddled_official=5) == {
         "exact_groups": 2,
         "exact_images": 2,
@@ -630,8 +636,7 @@ def test_duplicates_are_counted():
 
 def test_duplicates_are_listed_by_name_and_as_data_splits_names_their_group():
     items = duplicated_items()
-    found = as_images(items)
-    copies = duplicates_of(found)
+    found, copies = as_images(items), duplicates_of(items)
     rows = list(split.duplicate_rows(found, copies, [split.NOT_SAMPLED, *["test"] * 6]))
     assert Counter(row[1:] for row in rows[:4]) == Counter(
         [
@@ -660,8 +665,7 @@ def test_a_conflict_shows_every_label_however_many_copies_there_are():
     (first,) = draw_items(1)
     items = [dataclasses.replace(first, id=f"copy {number}") for number in range(8)]
     items[-1] = dataclasses.replace(items[-1], label="dog")
-    found = as_images(items)
-    copies = duplicates_of(found)
+    found, copies = as_images(items), duplicates_of(items)
     lines = split.describe_duplicates(found, copies, split.duplicate_metrics(found, copies, 0))
     assert lines[-1].startswith("  copy 0.png (cat) = copy 7.png (dog) = copy 1.png (cat)")
 
@@ -713,10 +717,13 @@ def test_splits_that_lack_a_class_are_told():
 
 def test_samples_are_training_images_of_every_class():
     items = draw_items(400)
+    items += [dataclasses.replace(item, id=f"copy of {item.id}") for item in items]
     found = as_images(items)
     assigned = split.assign(found, groups_of(items), DEFAULT, 0)
-    chosen = split.choose_samples(found, assigned, LABELS)
+    chosen = split.choose_samples(found, duplicates_of(items).first, assigned, LABELS)
     assert Counter(chosen.values()) == dict.fromkeys(LABELS, split.SAMPLES_PER_CLASS)
+    content_of = {item.id: item.content for item in items}
+    assert len({content_of[name] for name in chosen}) == len(chosen)  # of copies one
     by_id = {item.id: (item.label, name) for item, name in zip(items, assigned, strict=True)}
     assert all(by_id[name] == (label, "train") for name, label in chosen.items())
 

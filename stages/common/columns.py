@@ -1,4 +1,4 @@
-"""Columns of texts of a million images, which as Python's own texts would fill the memory."""
+"""Columns of a million images, which as Python's own texts and bytes would fill the memory."""
 
 import ctypes
 import json
@@ -26,6 +26,13 @@ def give_back_large_arrays() -> None:
         mallopt(M_MMAP_THRESHOLD, LARGE_ARRAY)
 
 
+def _unnamed_file(buffering: int = -1):
+    """An open file that is gone with the process."""
+    folder = inventory.INVENTORY_FILE.parent  # not the system's, which may be in memory
+    folder.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryFile(buffering=buffering, dir=folder)
+
+
 class StoredTexts(Sequence[str]):
     """Texts on the disk, in a file without a name that is gone with the process.
 
@@ -34,9 +41,7 @@ class StoredTexts(Sequence[str]):
 
     def __init__(self, texts: Iterable[str] = ()):
         """Stores the texts; `append` adds more."""
-        folder = inventory.INVENTORY_FILE.parent  # not the system's, which may be in memory
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - as long as the column
+        self._file = _unnamed_file()
         self._starts = array("Q")  # of each full block in the file
         self._latest: list[str] = []  # a block that is not full yet
         self._read: tuple[int, list[str]] = (-1, [])  # the block that was read last, its number
@@ -71,6 +76,24 @@ class StoredTexts(Sequence[str]):
             self._file.seek(self._starts[number])
             self._read = (number, json.loads(self._file.readline()))
         return self._read[1]
+
+
+class StoredBytes(Sequence[bytes]):
+    """Values of equal length on the disk, in a file without a name; good for picking any."""
+
+    def __init__(self, values: np.ndarray):
+        """Stores the values, (count,), of any data type."""
+        self._count, self._length = len(values), values.itemsize
+        self._file = _unnamed_file(buffering=0)  # a buffer would be filled anew for each
+        self._file.write(np.ascontiguousarray(values).data)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> bytes:
+        index = range(self._count)[index]  # IndexError where there is none
+        self._file.seek(self._length * index)
+        return self._file.read(self._length)
 
 
 class Categories(Sequence[str]):

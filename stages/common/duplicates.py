@@ -34,7 +34,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BITS = 64
+DIGEST_BYTES = 32  # of SHA-256
+BITS = 64  # of a perceptual hash
 # A picture without texture has nearly no frequency above (or below) the median: a black frame has
 # none, a slope of grey up to 15. Hashes of such pictures say nothing about what they show.
 LEAST_SIGNS = 16
@@ -49,7 +50,7 @@ Pairs = tuple[np.ndarray, np.ndarray]  # two arrays (pairs,) of indices
 class Duplicates:
     """What looks alike. Contents are numbered from 0 in the order of the alphabet."""
 
-    contents: np.ndarray  # (images,), digests of 32 bytes
+    contents: Sequence[bytes]  # (images,), digests of 32 bytes
     first: np.ndarray  # (different contents,), int32, the first image that has each
     copy_of: np.ndarray  # (images,), int32, number of the content
     alike: np.ndarray  # (images,), int32, number of the group of exact copies and near duplicates
@@ -62,7 +63,7 @@ class GroupNames(Sequence[str]):
     A million of them at once would take as much memory as all else that is known of the images.
     """
 
-    contents: np.ndarray  # (images,), digests, S32
+    contents: Sequence[bytes]  # (images,), digests
     image_of: np.ndarray  # (groups,), int32, the image that gives its content
     values: Sequence[str] = ()  # of a column
     value_of: np.ndarray | None = None  # (groups,), index into `values`, or above them: content
@@ -75,7 +76,7 @@ class GroupNames(Sequence[str]):
             return f"column {self.values[self.value_of[group]]}"
         digest = self.contents[self.image_of[group]]
         # NumPy leaves out null bytes at the end.
-        return f"content {digest.ljust(self.contents.itemsize, bytes(1)).hex()}"
+        return f"content {digest.ljust(DIGEST_BYTES, bytes(1)).hex()}"
 
     def where(self, kept: np.ndarray) -> "GroupNames":
         """Those of the groups for which `kept` (groups,), bool, is true."""

@@ -24,14 +24,12 @@ CONTENT = np.dtype("S32")  # sha256; NumPy leaves out null bytes at the end of w
 class Images:
     """What the split needs to know of the images, in columns of equal length: no pixels.
 
-    A million images are 64 megabytes this way; ids, names and other texts are on the disk.
+    A million images are 22 megabytes this way; ids, names and other texts are on the disk.
     """
 
     ids: Sequence[str]
     names: Sequence[str]  # what people know them by
     labels: Categories
-    contents: np.ndarray  # (images,), CONTENT
-    perceptual: np.ndarray  # (images,), uint64
     sizes: np.ndarray  # (images, 2), int32, width and height in pixels
     means: np.ndarray  # (images, 3), float32, of red, green and blue, 0–255
     official_splits: Categories
@@ -57,6 +55,14 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Hashes:
+    """What tells which images are the same or look alike; 40 megabytes for a million images."""
+
+    contents: np.ndarray  # (images,), CONTENT
+    perceptual: np.ndarray  # (images,), uint64
+
+
+@dataclass(frozen=True)
 class Rejected:
     """What fetch found that is not used, or not all of it."""
 
@@ -66,7 +72,7 @@ class Rejected:
     animated: int  # images of more than one frame, of which the first is used
 
 
-def read_inventory(rows: Iterable[inventory.InventoryRow]) -> tuple[Images, Rejected]:
+def read_inventory(rows: Iterable[inventory.InventoryRow]) -> tuple[Images, Hashes, Rejected]:
     """The images that can be used, without columns and official splits yet, and the others."""
     ids, names, contents, labels = StoredTexts(), StoredTexts(), bytearray(), array("i")
     number: dict[str, int] = {}  # of each label
@@ -90,13 +96,13 @@ def read_inventory(rows: Iterable[inventory.InventoryRow]) -> tuple[Images, Reje
         ids=ids,
         names=names,
         labels=Categories(np.frombuffer(labels, np.int32), list(number)),
-        contents=np.frombuffer(contents, CONTENT),
-        perceptual=np.frombuffer(perceptual, np.uint64),
         sizes=np.frombuffer(sizes, np.int32).reshape(-1, 2),
         means=np.frombuffer(means, np.float32).reshape(-1, 3),
         official_splits=Categories.of([]),
     )
-    return found, Rejected(frozenset(rejected_ids), frozenset(rejected_labels), problems, animated)
+    hashes = Hashes(np.frombuffer(contents, CONTENT), np.frombuffer(perceptual, np.uint64))
+    rejected = Rejected(frozenset(rejected_ids), frozenset(rejected_labels), problems, animated)
+    return found, hashes, rejected
 
 
 def with_columns(found: Images, rejected: Rejected, raw: Iterable[RawImage]) -> Images:
