@@ -590,4 +590,4 @@ def _pictures(raw: RawDataset, wanted: set[str]) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, takes_arguments=False)

@@ -175,6 +175,18 @@ def test_names_that_are_no_utf8_leave_as_they_came():
     assert (done.returncode, done.stdout) == (0, b"caf\xe9.png\n")
 
 
+def test_a_program_without_arguments_says_what_it_does_and_refuses_others(tmp_path, run_stage):
+    help_text = run_stage("fetch", "--help")
+    assert help_text.returncode == 0
+    assert help_text.stdout.startswith("Brings the data set")
+    refused = run_stage("fetch", "--name", "mnist")
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        "error: expected no arguments, received --name mnist; what can be set is in params.yaml\n",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_run_leaves_an_unexpected_error_alone(capsys):
     def main():
         raise ValueError("shapes differ")

@@ -65,8 +65,14 @@ def end_when_told() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Calls `main`; turns an error that has an explanation into one line and exit status 1."""
+def run(main: Callable[[], None], *, takes_arguments: bool = True) -> None:
+    """Calls `main`; turns an error that has an explanation into one line and exit status 1.
+
+    Args:
+        main: what the program does.
+        takes_arguments: whether `main` reads the command line. A program that does not shows its
+            docstring where it is asked for help, and refuses what else it is given.
+    """
     if not sys.stderr.isatty():
         # In a log, bars (the libraries' too) add a line every ten seconds at most.
         os.environ.setdefault("TQDM_MININTERVAL", "10")
@@ -74,6 +80,8 @@ def run(main: Callable[[], None]) -> None:
         # Names of files need not be UTF-8; they leave as they came.
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
+        if not takes_arguments:
+            _refuse_arguments(sys.argv[1:])
         main()
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
@@ -87,6 +95,16 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def _refuse_arguments(given: list[str]) -> None:
+    if given in (["--help"], ["-h"]):
+        print(sys.modules["__main__"].__doc__.strip())
+        raise SystemExit(0)
+    if given:
+        raise UserError(
+            f"expected no arguments, received {' '.join(given)}; what can be set is in params.yaml"
+        )
 
 
 def start_tensorflow(seed: int | None = None, deterministic: bool = True) -> None:
