@@ -170,8 +170,8 @@ DECODING = {  # title to format, size, how many, and the side in pixels that all
     "JPEG, 500 by 375": ("JPEG", (500, 375), 400, IMAGE_SIZE),
     "PNG, 300 by 300": ("PNG", (300, 300), 400, IMAGE_SIZE),
     # Ours never enlarges, so that only this side is equal work; as many as the start of processes,
-    # which Pillow's have behind them, takes to be a small part.
-    "JPEG, 32 by 32": ("JPEG", (32, 32), 40_000, 32),
+    # half a second which Pillow's have behind them, takes to be a small part.
+    "JPEG, 32 by 32": ("JPEG", (32, 32), 160_000, 32),
 }
 
 
