@@ -5,6 +5,7 @@ import json
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from typing import IO
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def give_back_large_arrays() -> None:
         mallopt(M_MMAP_THRESHOLD, LARGE_ARRAY)
 
 
-def _unnamed_file(buffering: int = -1):
+def _unnamed_file(buffering: int = -1) -> IO[bytes]:
     """An open file that is gone with the process."""
     folder = inventory.INVENTORY_FILE.parent  # not the system's, which may be in memory
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ class StoredBytes(Sequence[bytes]):
         """Stores the values, (count,), of any data type."""
         self._count, self._length = len(values), values.itemsize
         self._file = _unnamed_file(buffering=0)  # a buffer would be filled anew for each
-        self._file.write(np.ascontiguousarray(values).data)
+        values.tofile(self._file)  # a single write without a buffer would end at two gibibytes
 
     def __len__(self) -> int:
         return self._count

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.common import inventory, paths
+from stages.common import duplicates, inventory, paths
 from stages.common.columns import Categories, StoredTexts
 from stages.common.datasets.raw import RawImage
 from stages.common.run import UserError
 
-CONTENT = np.dtype("S32")  # sha256; NumPy leaves out null bytes at the end of what it gives back
+# NumPy leaves out null bytes at the end of what it gives back.
+CONTENT = np.dtype((np.bytes_, duplicates.DIGEST_BYTES))
 
 
 @dataclass(frozen=True)
