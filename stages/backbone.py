@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stages.common import channels, geometry, hub, models, own_weights, params, paths
-from stages.common.backbones import BACKBONES, INITIAL_SEED, build
+from stages.common.backbones import BACKBONES, build
 from stages.common.run import UserError, run, start_tensorflow
 
 WEIGHTS_ALLOWED = (
@@ -67,25 +67,29 @@ class BackboneParams:
         return Path(self.own_weights) / self.weights
 
 
-def network(parameters: BackboneParams, image_channels: int = geometry.RGB):
+def network(parameters: BackboneParams, image_channels: int = geometry.RGB, seed: int = 0):
     """The network that the params name, as a keras.Model.
 
     Args:
         parameters: the section.
         image_channels: of the images that it takes, see channels.with_channels.
+        seed: of random weights. Where all are loaded it has no say, so that experiments that differ
+            in their seed share the model's bytes.
     """
     own = parameters.weights_file
+    if parameters.weights is not None:
+        seed = 0
     if own:
         own_weights.check(own)
     if parameters.library == "keras_hub":
         import keras
 
-        keras.utils.set_random_seed(INITIAL_SEED)  # as `build` does
+        keras.utils.set_random_seed(seed)  # as `build` does
         backbone = hub.build(parameters.name, parameters.weights == "preset", parameters.image_size)
     else:
         image_size = parameters.image_size or BACKBONES[parameters.name].native_size
         published = None if own else parameters.weights
-        backbone = build(parameters.name, published, image_size)
+        backbone = build(parameters.name, published, image_size, seed=seed)
     if own:
         try:
             backbone = own_weights.load(backbone, own)
@@ -102,8 +106,9 @@ def main() -> None:
     """Builds the network and saves it."""
     parameters = params.load("backbone", BackboneParams)
     images = params.load("preprocess", geometry.PreprocessParams)
+    seed = params.load_seed()
     start_tensorflow()
-    backbone = network(parameters, images.channels)
+    backbone = network(parameters, images.channels, seed)
     model = models.with_any_size(backbone, images.resize)
     models.save(model, paths.BACKBONE, shrunk_to=images.image_size)
     print(

@@ -131,6 +131,7 @@ def main() -> None:
     columns = evaluation.slice_columns(rows, parameters.slice_columns)
     evaluation.image_weights(rows, parameters.weight_column)  # checked before anything heavy
     start_tensorflow()
+    training.forget_backup(paths.TRAINED_BY[name])
     from stages.common import evaluation_plots
 
     folder = paths.IMAGES / "test"

@@ -29,6 +29,10 @@ BeamRunner = Literal[
     "DirectRunner", "DataflowRunner", "FlinkRunner", "PortableRunner", "PrismRunner", "SparkRunner"
 ]
 
+# Mean of 0–255 below which a picture of 16 bits is looked at twice: what has 12 bits in 16 reaches
+# 15 at most, 14 bits 63.
+DARK = 16
+
 # Problems of what a URL gave, which may give another file later.
 OF_THE_FILE = ("not_an_image", "truncated", "zero_pixels")
 OptionalColumn = Annotated[
@@ -171,6 +175,28 @@ def check_images(raw: RawDataset, pixel_limit: int) -> Iterator[inventory.Invent
         )
 
 
+def noting_dark(
+    rows: Iterable[inventory.InventoryRow], dark: list[inventory.InventoryRow]
+) -> Iterator[inventory.InventoryRow]:
+    """The rows as they come; nearly black ones of 16 bits are put into `dark` as well."""
+    for row in rows:
+        of_16_bits = row.mode.startswith("I") and not row.problem
+        if of_16_bits and max(row.red, row.green, row.blue) < DARK:
+            dark.append(row)
+        yield row
+
+
+def describe_dark(dark: list[inventory.InventoryRow]) -> str | None:
+    """A sentence on 16-bit images whose values may be of fewer bits; None where there are none."""
+    if not dark:
+        return None
+    return (
+        f"{len(dark)} images of 16 bits, {dark[0].name} the first, are nearly black: their means "
+        f"are below {DARK} of 255. Where a camera stored 10, 12 or 14 bits in 16, multiply the "
+        "values up to all 16 before this pipeline reads them, or little of them is left"
+    )
+
+
 def noting_rejected(
     rows: Iterable[inventory.InventoryRow], rejected: list[inventory.InventoryRow]
 ) -> Iterator[inventory.InventoryRow]:
@@ -230,9 +256,13 @@ def main() -> None:
     without_image = [row for split in counts for row in never_stored.get(split, [])]
     raw = RawDataset(paths.RAW)
     rejected: list[inventory.InventoryRow] = []
-    rows = itertools.chain(check_images(raw, dataset.pixel_limit), without_image)
+    dark: list[inventory.InventoryRow] = []
+    checked = noting_dark(check_images(raw, dataset.pixel_limit), dark)
+    rows = itertools.chain(checked, without_image)
     inventory.write(inventory.INVENTORY_FILE, noting_rejected(rows, rejected))
     inventory.write_rejected(inventory.REJECTED_FILE, rejected)
+    if note := describe_dark(dark):
+        print(note)
     if dataset.name == "image_table":
         for row in rejected:
             if row.problem in OF_THE_FILE:  # or what is mended behind its URL would never come

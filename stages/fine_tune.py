@@ -73,6 +73,15 @@ class FineTuneParams(weights.WeightParams, training.TrainingParams):
         return self
 
     @model_validator(mode="after")
+    def _something_is_unfrozen(self):
+        if self.gradual_unfreezing and self.unfreeze in ("none", 0):
+            raise ValueError(
+                "unfreeze: expected what is to train in the end, such as all, with "
+                f"gradual_unfreezing, received {self.unfreeze!r}: no layer would ever have its turn"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _statistics_belong_to_trained_layers(self):
         if self.batch_norm_statistics == "updated" and not self.batch_norm_trainable:
             raise ValueError(
@@ -265,6 +274,21 @@ def training_side(
     return max(network_side, shrunk_to or 0) if crop_area < 1 else network_side
 
 
+def check_image_sizes(image_sizes: Sequence[tuple[int, int]] | None, seen: int | None) -> None:
+    """UserError where fine-tuning would see larger images than the network later does.
+
+    Args:
+        image_sizes: of `fine_tune`, epoch and pixels.
+        seen: the side of what the network is given; None: not known yet.
+    """
+    largest = max((pixels for _, pixels in image_sizes or []), default=0)
+    if seen is not None and largest > seen:
+        raise UserError(
+            f"params.yaml, fine_tune.image_sizes: expected at most {seen} pixels, what the network "
+            f"sees (backbone.image_size), received {largest}; choose less, or null"
+        )
+
+
 def fine_tune(
     parameters: FineTuneParams,
     settings: runtime.RuntimeParams,
@@ -275,6 +299,7 @@ def fine_tune(
 ) -> None:
     """From models/head.keras to models/fine_tuned.keras, on this box alone or in a team."""
     model = models.load(paths.HEAD)
+    check_image_sizes(parameters.image_sizes, model.get_layer("resize").height)
     trained_before = layer_table.trainable_in_head_phase(model)
     unfreeze(model, parameters.unfreeze, parameters.batch_norm_trainable)
     table = layer_table.rows(model, trained_before)
@@ -352,6 +377,7 @@ def main() -> None:
     cluster = workers.cluster_from(os.environ)
     if cluster is not None:
         workers.check_params(parameters, settings)
+    models.check_exists(paths.HEAD)  # before other boxes wait for this one
     index = shards.read_index(paths.IMAGES / "train")
     image_weights = weights.load(parameters, "fine_tune", index.class_names, index.class_counts)
     start_tensorflow(seed, settings.deterministic)

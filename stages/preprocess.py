@@ -46,7 +46,7 @@ def decoded(
     Small images by processes, large ones by threads (benchmarks/profile.md).
 
     Raises:
-        UserError: one can't be read; it is named.
+        UserError: some can't be read; all of them are named, when the others have come.
     """
     pixels_of = functools.partial(
         images.to_array,
@@ -71,10 +71,17 @@ def decoded(
                 return one, error
 
         pairs = images.parallel_map(pair, everything)
+    bad = []
     for one, found in pairs:
         if isinstance(found, images.BadImage):
-            raise UserError(f"the image {one.image.name} can't be read: {found}; mend or remove it")
-        yield one, found
+            bad.append(f"\n       {one.image.name}: {found}")
+        else:
+            yield one, found
+    if bad:
+        raise UserError(
+            f"{len(bad)} images can't be read as images of {parameters.channels} channels "
+            f"(preprocess.channels); mend or remove them:{''.join(bad)}"
+        )
 
 
 def with_split(raw: Iterable[RawImage], rows: Iterable[splits.SplitRow]) -> Iterator[Placed]:

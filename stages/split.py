@@ -473,6 +473,8 @@ def main() -> None:
 
     raw = RawDataset(paths.RAW)
     check_source(parameters, raw.column_names, raw.split_names)
+    if parameters.stratify_columns and parameters.method != "stratified":
+        print(f"split.stratify_columns: without effect, since split.method is {parameters.method}")
     bar = progress(raw, total=raw.count, unit="image", description="split")
     found = with_columns(found, rejected, bar)
     groups = duplicates.join(copies, found.columns.get("group"))

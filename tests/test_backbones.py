@@ -28,10 +28,13 @@ def test_equal_seeds_give_equal_random_weights():
     first, second = (backbones.build("tiny", None, 32).get_weights() for _ in range(2))
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
+    another = backbones.build("tiny", None, 32, seed=1).get_weights()
+    assert any((one != other).any() for one, other in zip(first, another, strict=True))
 
 
 def test_weights_that_cannot_be_reached_end_in_one_sentence(run_stage, tmp_path):
     (tmp_path / "params.yaml").write_text(
+        "seed: 0\n"
         "preprocess: {image_size: 224, resize: squash, channels: 3}\n"
         "backbone: {library: keras, name: efficientnet_b0, weights: imagenet, "
         "own_weights: models/own, image_size: 224}\n"

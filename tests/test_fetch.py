@@ -279,6 +279,28 @@ class TestImageFolder:
         (row,) = inventory.read(Path("data/rejected.csv"))
         assert (row.name, row.label, row.problem) == ("dog/gone.png", "dog", "missing_file")
 
+    def test_a_split_of_links_to_nothing_is_one_sentence(self, tmp_path, draw_images, run_main):
+        for name in ("cat", "dog"):
+            draw_images(tmp_path / "own" / "train" / name, 2)
+            (tmp_path / "own" / "test" / name).mkdir(parents=True)
+            (tmp_path / "own" / "test" / name / "1.png").symlink_to(tmp_path / "nowhere.png")
+        with pytest.raises(UserError, match=r"split 'test' .*; test/cat/1\.png is a link"):
+            run_main("image_folder", tmp_path / "own", on_bad_image="skip")
+
+    def test_sixteen_bits_that_hold_fewer_are_pointed_out(
+        self, tmp_path, draw_images, run_main, capsys
+    ):
+        for name in ("cat", "dog"):
+            draw_images(tmp_path / "own" / name, 2)
+        random = np.random.default_rng(0)
+        for name, largest in (("12 bits", 4095), ("16 bits", 65535)):
+            values = random.integers(0, largest, (40, 40), dtype=np.uint16)
+            Image.fromarray(values).save(tmp_path / "own" / "cat" / f"{name}.png")
+        run_main("image_folder", tmp_path / "own")
+        assert "1 images of 16 bits, cat/12 bits.png the first, are nearly black" in (
+            capsys.readouterr().out
+        )
+
     def test_a_name_that_is_no_utf8_is_one_sentence(self, tmp_path, draw_images):
         for name in ("cat", "dog"):
             draw_images(tmp_path / "own" / name, 2)

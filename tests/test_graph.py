@@ -15,7 +15,7 @@ SECTIONS = {
     "fetch": {"dataset"},
     "split": {"seed", "split"},
     "preprocess": {"preprocess"},
-    "backbone": {"backbone", "preprocess"},
+    "backbone": {"seed", "backbone", "preprocess"},
     "extract_features": {"extract_features", "runtime.deterministic", "runtime.precision"},
     "train_head": {"seed", "runtime.deterministic", "train_head"},
     "fine_tune": {"seed", "runtime", "fine_tune"},

@@ -135,6 +135,7 @@ class TestTable:
             (b"", "Empty CSV"),
             (b"path,label\na.jpg,cat,3\n", "Expected 2 columns, got 3"),
             (b"path,label\n\xe9.jpg,cat\n", "UTF8"),
+            (b"path,label,stra\xdfe\na.jpg,cat,b\n", "utf-8"),
         ],
     )
     def test_a_table_that_can_not_be_read(self, tmp_path, content, words):
@@ -451,6 +452,27 @@ class TestRemote:
             server.failures[f"/{number}.png"] = [500] * 3 if number % 2 else [404]
             with pytest.raises(BadImage):
                 get(f"{server.url}/{number}.png")
+
+    def test_a_host_that_is_gone_ends_nothing_where_another_answers(
+        self, monkeypatch, pictures, server, get
+    ):
+        monkeypatch.setattr(remote, "MOST_FAILURES_IN_A_ROW", 3)
+        gone = "http://127.0.0.1:9"  # where nobody listens
+        get(f"{server.url}/{pictures[0]}")
+        for number in range(3):
+            with pytest.raises(BadImage, match="ClientConnectorError"):
+                get(f"{gone}/{number}.png")
+        for number in range(9):
+            with pytest.raises(BadImage, match="not tried, after 3 downloads") as caught:
+                get(f"{gone}/{number}.png")
+            assert caught.value.problem == "not_downloaded"
+        assert get(f"{server.url}/{pictures[1]}").exists()
+        server.close()
+        for number in range(2):
+            with pytest.raises(BadImage):
+                get(f"{server.url}/lost{number}.png")
+        with pytest.raises(UserError, match="3 downloads in a row failed"):
+            get(f"{server.url}/lost2.png")
 
     def test_a_url_may_hold_what_elsewhere_parts_a_chain_of_them(self, tmp_path, server, get):
         (tmp_path / "a::b.png").write_bytes(b"picture")

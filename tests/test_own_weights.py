@@ -85,6 +85,7 @@ def test_a_stage_takes_what_an_earlier_run_trained(other, run_stage, tmp_path):
     (tmp_path / "models" / "own").mkdir(parents=True)
     models.save(models.with_any_size(other), tmp_path / "models" / "own" / "mine.keras")
     (tmp_path / "params.yaml").write_text(
+        "seed: 0\n"
         "preprocess: {image_size: 32, resize: pad, channels: 3}\n"
         "backbone: {library: keras, name: tiny, weights: mine.keras, own_weights: models/own, "
         "image_size: null}\n"
@@ -94,6 +95,47 @@ def test_a_stage_takes_what_an_earlier_run_trained(other, run_stage, tmp_path):
     saved = models.load(tmp_path / paths.BACKBONE)
     assert_equal_weights(saved.get_layer("backbone"), other)
     assert saved.get_layer("resize").pad_to_aspect_ratio
+
+
+def test_random_weights_follow_from_the_seed_and_loaded_ones_do_not(other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    other.save(tmp_path / "mine" / "tiny.keras")
+    drawn = [stage.network(parameters(None), seed=seed).get_weights()[0] for seed in (0, 1, 1)]
+    assert (drawn[0] != drawn[1]).any()
+    np.testing.assert_array_equal(drawn[1], drawn[2])
+    assert_equal_weights(stage.network(parameters("tiny.keras"), seed=1), other)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50"])
+def test_weights_that_were_trained_behind_another_scaling_are_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    constructor = {"mobilenet_v2": "MobileNetV2", "resnet50": "ResNet50"}[name]
+    inputs = keras.Input((32, 32, 3))
+    scaled = keras.layers.Rescaling(1 / 255)(inputs)
+    network = getattr(keras.applications, constructor)(
+        include_top=False, weights=None, input_tensor=scaled
+    )
+    keras.Model(inputs, network.output).save(tmp_path / "mine" / "zero_to_one.keras")
+    with pytest.raises(UserError, match=r"one\.keras begins with pixels × 0\.003922 \+ 0"):
+        stage.network(parameters("zero_to_one.keras", name))
+
+
+def test_a_layer_that_nobody_knows_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+
+    class Unknown(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs
+
+    keras.Sequential([keras.Input((8,)), Unknown()]).save(tmp_path / "mine" / "custom.keras")
+    with pytest.raises(
+        UserError, match=r"custom\.keras can't .*a layer Unknown, which"
+    ) as caught:
+        stage.network(parameters("custom.keras"))
+    assert "\n" not in str(caught.value)
 
 
 def test_input_scaling_that_only_published_weights_bring_comes_along(tmp_path, monkeypatch):

@@ -76,11 +76,17 @@ def test_small_and_large_images_come_in_order_with_their_pixels(monkeypatch, sma
 
 
 @pytest.mark.parametrize("small_bytes", [0, 10**6])
-def test_an_image_that_cannot_be_read_is_named(monkeypatch, small_bytes):
+def test_all_images_that_cannot_be_read_are_named(monkeypatch, small_bytes):
     monkeypatch.setattr(preprocess, "SMALL_BYTES", small_bytes)
     good, other = placed(2)
     bad = preprocess.Placed(
         RawImage("7", "train", good.encoded[:60], 0, {"name": "cat/7.png"}), "train"
     )
-    with pytest.raises(UserError, match=r"the image cat/7\.png can't be read: .*mend or remove it"):
-        list(preprocess.decoded([good, bad, other], AS_THEY_ARE))
+    worse = preprocess.Placed(
+        RawImage("8", "train", good.encoded[:60], 0, {"name": "cat/8.png"}), "train"
+    )
+    came = []
+    pairs = preprocess.decoded([good, bad, other, worse], AS_THEY_ARE)
+    with pytest.raises(UserError, match=r"2 images .*mend or remove them:\n.*7\.png.*\n.*8\.png"):
+        came.extend(one for one, _ in pairs)
+    assert came == [good, other]

@@ -379,6 +379,14 @@ def test_page_keeps_below_its_size_and_says_what_is_left_out(found):
         report.render(view, galleries, 100_000)
 
 
+def test_pages_that_are_channels_are_not_said_to_be_left_out(found):
+    said = "several frames or pages; the first one is the image"
+    assert any(said in note for note in views.data_notes(found))
+    of_five = {**found.params, "preprocess": {**found.params["preprocess"], "channels": 5}}
+    notes = views.data_notes(dataclasses.replace(found, params=of_five))
+    assert not any("frames" in note for note in notes)
+
+
 def test_class_names_cannot_break_out_of_the_page(found):
     page = report.render(
         views.page(found, NOTHING_STATED),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stages.common import shards
+from stages.common.run import UserError
 
 CLASSES = ["cat", "dog"]
 
@@ -86,6 +87,11 @@ def test_the_index_says_what_is_there(folder):
     assert index.files == [f"shard-{number:05}.tfrecord" for number in range(5)]
     assert index.file_counts == [10, 10, 10, 10, 5]
     assert sorted(path.name for path in folder.iterdir()) == ["index.json", *index.files]
+
+
+def test_shards_that_are_not_there_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"index\.json does not exist; `dvc repro` makes it"):
+        shards.read_index(tmp_path / "nowhere")
 
 
 def test_a_model_is_told_the_shape_of_the_arrays(folder):

@@ -143,7 +143,7 @@ def test_training_on_larger_images_than_the_network_later_sees_is_refused(sizes,
     content["fine_tune"].update(image_sizes=sizes)
     content["backbone"].update(image_size=seen)
     if refused:
-        with pytest.raises(UserError, match=r"at most 128 pixels .*received 129"):
+        with pytest.raises(UserError, match=r"at most 128 pixels, .*received 129"):
             check_params.check(content, "params.yaml")
     else:
         check_params.check(content, "params.yaml")

@@ -4,7 +4,6 @@ Each stage checks its own section as well; here a mistake in the last section do
 first stages to finish.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from stages import (
@@ -34,21 +33,6 @@ SECTIONS = {
 }
 
 
-def check_image_sizes(image_sizes: Sequence[tuple[int, int]] | None, seen: int | None) -> None:
-    """UserError where fine-tuning would see larger images than the network later does.
-
-    Args:
-        image_sizes: of `fine_tune`, epoch and pixels.
-        seen: `backbone.image_size`; None: the network's own, which is not looked up here.
-    """
-    largest = max((pixels for _, pixels in image_sizes or []), default=0)
-    if seen is not None and largest > seen:
-        raise UserError(
-            f"params.yaml, fine_tune.image_sizes: expected at most {seen} pixels "
-            f"(backbone.image_size), received {largest}; choose less, or null"
-        )
-
-
 # What must fit together, looked at where each of the sections is sound by itself.
 ACROSS_SECTIONS = (
     (
@@ -61,7 +45,7 @@ ACROSS_SECTIONS = (
     ),
     (
         ("fine_tune", "backbone"),
-        lambda tuned, network: check_image_sizes(tuned.image_sizes, network.image_size),
+        lambda tuned, network: fine_tune.check_image_sizes(tuned.image_sizes, network.image_size),
     ),
 )
 

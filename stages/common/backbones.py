@@ -11,8 +11,6 @@ from stages.common import classic_networks, efficientnet_lite
 from stages.common.run import UserError
 
 KERAS_WEIGHTS_SECONDS = 10  # a host that has not answered by then is not reachable
-# Weights that are drawn, not loaded, follow from this: the stage has no other randomness.
-INITIAL_SEED = 0
 # Of the RGB values 0–1 of ImageNet, as torch and DenseNet scale by; and of 0–255, as Caffe does.
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAFFE_MEAN = (123.68, 116.779, 103.939)
@@ -33,7 +31,7 @@ class Backbone:
     source: str | None = None  # of the two figures
 
 
-def build(name: str, weights: str | None, image_size: int, with_top: bool = False):
+def build(name: str, weights: str | None, image_size: int, with_top: bool = False, seed: int = 0):
     """A network as a Keras model, as a rule without its top.
 
     Args:
@@ -41,6 +39,7 @@ def build(name: str, weights: str | None, image_size: int, with_top: bool = Fals
         weights: 'imagenet', or None for random ones.
         image_size: side of the square that the network sees, in pixels.
         with_top: leave the classifier of ImageNet on; for networks that have weights of it.
+        seed: of weights that are drawn, not loaded.
 
     Returns:
         A keras.Model named 'backbone': images (batch, image_size, image_size, 3), RGB 0–255, to
@@ -52,7 +51,7 @@ def build(name: str, weights: str | None, image_size: int, with_top: bool = Fals
     """
     import keras
 
-    keras.utils.set_random_seed(INITIAL_SEED)
+    keras.utils.set_random_seed(seed)
     inputs = keras.Input((image_size, image_size, 3), name="backbone_images")
     return BACKBONES[name].build(inputs, weights, with_top)
 

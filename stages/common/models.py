@@ -504,10 +504,20 @@ def _without_addresses(described, numbers: dict[int, int]):
     return result
 
 
+def check_exists(path: Path) -> None:
+    """UserError where there is no such model."""
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist; `dvc repro` makes it, and where several boxes train it has to "
+            "be copied to each of them"
+        )
+
+
 def load(path: Path):
-    """A saved model, not compiled."""
+    """A saved model, not compiled; UserError where there is no such file."""
     import keras
 
+    check_exists(path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
             if b'"keras_hub' in file.read("config.json"):

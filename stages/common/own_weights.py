@@ -1,6 +1,9 @@
 """Weights of one's own, from a file, for a network of the table."""
 
+import re
 from pathlib import Path
+
+import numpy as np
 
 from stages.common import models
 from stages.common.run import UserError
@@ -31,7 +34,8 @@ def load(backbone, path: Path):
         The network; another one, layers shared, where that in the file scales its input further.
 
     Raises:
-        UserError: the file can't be read, or its weights are of another network.
+        UserError: the file can't be read, or its weights are of another network, or of one that
+            scales its input in another way.
     """
     if path.suffix == ".h5":
         try:
@@ -41,8 +45,8 @@ def load(backbone, path: Path):
         return backbone
     try:
         source = models.load(path)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} can't be loaded as a Keras model: {error}") from None
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        raise UserError(f"{path} can't be loaded as a Keras model: {_said(error)}") from None
     names = [layer.name for layer in source.layers]
     if "backbone" in names:
         source = source.get_layer("backbone")
@@ -56,14 +60,17 @@ def load(backbone, path: Path):
                 f"{'there is none' if shape is None else shape}"
             )
     backbone.set_weights([weight.numpy() for weight in found[: len(wanted)]])
-    return _scaled_as(source, backbone)
+    return _scaled_as(source, backbone, path)
 
 
-def _scaled_as(source, backbone):
+def _scaled_as(source, backbone, path: Path):
     """The backbone with the input scaling of the source, which holds no weights.
 
     keras.applications divides the input of EfficientNet-B0 to B7 by the colours' deviation where it
     loads ImageNet's weights itself, and leaves that layer out elsewhere.
+
+    Raises:
+        UserError: the source begins with another scaling, as to 0–1 where it is -1 to 1 here.
     """
     import keras
 
@@ -71,10 +78,15 @@ def _scaled_as(source, backbone):
     there = [layer for layer in source.layers if not isinstance(layer, keras.layers.InputLayer)]
     further, position = {}, 0
     for before, layer in zip([None, *there], there, strict=False):
+        is_scaling = isinstance(layer, keras.layers.Rescaling)
         if position < len(here) and type(layer) is type(here[position]):
+            if is_scaling and not _scale_alike(layer, here[position]):
+                raise _other_scaling(path, layer, here[position])
             position += 1
-        elif isinstance(layer, keras.layers.Rescaling) and position and before is not None:
+        elif is_scaling and position and before is not None:
             further[here[position - 1].name] = layer
+        elif is_scaling:
+            raise _other_scaling(path, layer, here[0])
     if not further:
         return backbone
 
@@ -85,3 +97,36 @@ def _scaled_as(source, backbone):
     return keras.models.clone_model(
         backbone, clone_function=lambda layer: layer, call_function=call
     )
+
+
+def _scale_alike(one, other) -> bool:
+    return all(
+        np.shape(first) == np.shape(second) and np.allclose(first, second, rtol=1e-5, atol=1e-8)
+        for first, second in ((one.scale, other.scale), (one.offset, other.offset))
+    )
+
+
+def _other_scaling(path: Path, found, here) -> UserError:
+    return UserError(
+        f"{path} begins with {_described(found)}, where this network of the table begins with "
+        f"{_described(here)}: weights that were trained behind the one would see other numbers "
+        "behind the other; train it without a scaling of its own, or give it a row of its own in "
+        "stages/common/backbones.py"
+    )
+
+
+def _described(layer) -> str:
+    if not hasattr(layer, "scale"):
+        return type(layer).__name__
+    return f"pixels × {np.round(layer.scale, 6)} + {np.round(layer.offset, 6)}"
+
+
+def _said(error: Exception) -> str:
+    """What Keras says, less the whole description of the model that it adds."""
+    text = str(error).strip()
+    if unknown := re.search(r"Could not locate class '([^']+)'", text):
+        return (
+            f"it has a layer {unknown[1]}, which is none of Keras; save the network's weights "
+            "alone (.weights.h5), or build it of Keras' own layers"
+        )
+    return (text.splitlines() or [type(error).__name__])[0]

@@ -18,3 +18,4 @@ BACKBONE = MODELS / "backbone.keras"
 HEAD = MODELS / "head.keras"
 FINE_TUNED = MODELS / "fine_tuned.keras"
 CLASSIFIERS = {"head": HEAD, "fine_tuned": FINE_TUNED}  # what is evaluated, in this order
+TRAINED_BY = {"head": "train_head", "fine_tuned": "fine_tune"}  # classifier to stage

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.run import data_options
+from stages.common.run import UserError, data_options
 
 INDEX_FILE = "index.json"
 # Few and large: DVC pays for each file, a reader does not gain from more.
@@ -72,8 +72,15 @@ ALL = Part(0, 1)
 
 
 def read_index(folder: Path) -> Index:
-    """The index of a folder that a ShardWriter wrote."""
-    return Index(**json.loads((folder / INDEX_FILE).read_text(encoding="utf-8")))
+    """The index of a folder that a ShardWriter wrote; UserError where there is none."""
+    try:
+        text = (folder / INDEX_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder / INDEX_FILE} does not exist; `dvc repro` makes it, and where several boxes "
+            "train it has to be copied to each of them"
+        ) from None
+    return Index(**json.loads(text))
 
 
 class ShardWriter:

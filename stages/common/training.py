@@ -344,6 +344,11 @@ def backup_folder(stage: str, name: str) -> Path:
     return parent / name
 
 
+def forget_backup(stage: str) -> None:
+    """Removes the backup of a training stage whose model DVC holds by now."""
+    shutil.rmtree(paths.BACKUP / stage, ignore_errors=True)
+
+
 def train(
     stage: str,
     model,
@@ -368,7 +373,9 @@ def train(
         parameters: the stage's section.
         data: shards of the model's inputs in train/ and valid/.
         seed: of the order of the training images.
-        save: keeps the trained model, given its temperature; the backup goes when that is done.
+        save: keeps the trained model, given its temperature. The backup stays: between the end of a
+            stage and DVC's own copy of what it wrote a run may be stopped too. `forget_backup`
+            removes it; in a team it goes here.
         inputs: files and settings besides `data` and the params on which the result depends; a run
             resumes with equal ones.
         image_weights: a weights.ImageWeights, for the training images only; None: all equal.
@@ -441,7 +448,7 @@ def train(
         save(temperature)
     if team is not None:
         team.meet()  # a backup goes when all have the last epoch, and the first has saved it
-    shutil.rmtree(backup)
+        shutil.rmtree(backup)
 
 
 def fit(

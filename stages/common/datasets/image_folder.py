@@ -249,8 +249,16 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         def wanted(name: str) -> bool:
             return is_image(name) and self.layout.place(name)[0] == split
 
+        any_image = False
         for name, encoded in self._source.files(wanted):
+            any_image = True
             yield _example(name, encoded, self.layout)
+        if not any_image:  # TFDS has no words for that
+            raise UserError(
+                f"dataset.path: no image of the split '{split}' in {self._source.path} can be "
+                f"read; {min(filter(wanted, self._source.missing))} is a link to a file that does "
+                "not exist, as all of them are; mount what they point to, or copy the files"
+            )
 
     def _transform(self, split: str):
         import apache_beam as beam

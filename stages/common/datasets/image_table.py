@@ -71,7 +71,8 @@ class Table:
 
             schema = pyarrow.parquet.read_schema(self.path)
             return list(zip(schema.names, schema.types, strict=True))
-        except pa.ArrowException as error:
+        # The names of columns that are no UTF-8 are found out later than all else that is not.
+        except (pa.ArrowException, UnicodeDecodeError) as error:
             raise self._unreadable(error) from None
 
     def _batches(self) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import time
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from stages.common.images import BadImage
 from stages.common.run import UserError
@@ -29,6 +30,9 @@ class Downloader:
         self._folder = folder
         self._lock = threading.Lock()
         self._failures_in_a_row = 0
+        self._hosts_in_a_row: set[str] = set()  # of these failures
+        self._hosts_that_gave: set[str] = set()
+        self._given_up: set[str] = set()
 
     def get(self, url: str) -> Path:
         """The local file with the content of the URL. Callable from several threads.
@@ -38,9 +42,15 @@ class Downloader:
                 for again, anything else is.
             UserError: the scheme is unknown or needs a package, or nothing can be reached.
         """
-        target = self._folder / _file_name(url)
+        target, host = self._folder / _file_name(url), urlsplit(url).netloc
         if target.exists():
             return target
+        if host in self._given_up:
+            raise BadImage(
+                "not_downloaded",
+                f"{url}: not tried, after {MOST_FAILURES_IN_A_ROW} downloads in a row from {host} "
+                "had failed",
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         for wait in (*WAITS, None):
             try:
@@ -54,25 +64,45 @@ class Downloader:
                 if wait is not None:
                     time.sleep(wait)
             else:
-                self._note(failed=False, detail="")
+                self._note_success(host)
                 return target
         detail = f"{url}: {type(last).__name__}: {last}"
-        self._note(failed=not _is_final(last), detail=detail)
+        if _is_final(last):
+            self._note_success(host)  # a host that says no is there
+        else:
+            self._note_failure(host, detail)
         raise BadImage("not_downloaded", detail)
 
     def forget(self, url: str) -> None:
         """Removes what the URL gave, if anything."""
         (self._folder / _file_name(url)).unlink(missing_ok=True)
 
-    def _note(self, failed: bool, detail: str) -> None:
-        """Gives up where one download after the other fails: a million would take days."""
+    def _note_success(self, host: str) -> None:
         with self._lock:
-            self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
-            if self._failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
-                raise UserError(
-                    f"{self._failures_in_a_row} downloads in a row failed, the last one of "
-                    f"{detail}; connect this machine and run again: what was downloaded is kept"
-                )
+            self._failures_in_a_row = 0
+            self._hosts_in_a_row.clear()
+            self._hosts_that_gave.add(host)
+
+    def _note_failure(self, host: str, detail: str) -> None:
+        """Gives up where one download after the other fails: a million would take days.
+
+        One host alone is given up, and its other files with it, if another has answered.
+        """
+        with self._lock:
+            self._failures_in_a_row += 1
+            self._hosts_in_a_row.add(host)
+            if self._failures_in_a_row < MOST_FAILURES_IN_A_ROW:
+                return
+            if self._hosts_in_a_row == {host} and self._hosts_that_gave - {host}:
+                self._given_up.add(host)
+                self._failures_in_a_row = 0
+                self._hosts_in_a_row.clear()
+                return
+            raise UserError(
+                f"{self._failures_in_a_row} downloads in a row failed, the last one of {detail}; "
+                "connect this machine, or take the rows of a host that is gone out of the table, "
+                "and run again: what was downloaded is kept"
+            )
 
 
 def is_url(path: str) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.common import inventory
+from stages.common import geometry, inventory
 from stages.common.report import charts, wording
 from stages.common.report.charts import Chart, Table
 from stages.common.report.evidence import Commit, Evidence
@@ -364,7 +364,8 @@ def data_notes(evidence: Evidence) -> list[str]:
         if tiny
         else f"Every class has {wording.FEW_IMAGES} test images or more."
     )
-    if data["animated"]:
+    takes_one_frame = evidence.params["preprocess"]["channels"] in (geometry.RGB, geometry.GREY)
+    if data["animated"] and takes_one_frame:  # else pages are channels
         notes.append(
             f"{count(data['animated'], 'file')} with several frames or pages; the first one is "
             "the image."
