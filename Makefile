@@ -17,7 +17,7 @@ INSTALLER ?= uv
 PIP := python -m pip install --quiet --disable-pip-version-check
 define install
 $(1)/bin/$(PIP) $(if $(filter uv,$(INSTALLER)),$(UV),-r $(2))
-$(if $(filter uv,$(INSTALLER)),$(1)/bin/uv pip install --quiet --python $(1)/bin/python -r $(2))
+$(if $(filter uv,$(INSTALLER)),$(1)/bin/uv pip install --quiet --compile-bytecode --python $(1)/bin/python -r $(2))
 endef
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links
