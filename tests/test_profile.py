@@ -1,5 +1,7 @@
 """tools.profile: what py-spy saw, sorted."""
 
+import pytest
+
 from tools import profile
 
 MAIN = "_run_module_as_main (<frozen runpy>:198);<module> (stages/fine_tune.py:9)"
@@ -10,6 +12,13 @@ GRAPH = (
 
 def stack(command: str, frames: str, samples: int, parent: str = "", number: int = 7) -> str:
     return f'{parent}process {number}:"python -m {command}";{frames} {samples}'
+
+
+def test_help_is_no_command(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["profile", "--help"])
+    with pytest.raises(SystemExit):
+        profile.main()
+    assert "default: dvc repro --force" in capsys.readouterr().out
 
 
 def test_seconds_are_sorted_by_stage_and_activity():

@@ -5,6 +5,7 @@ py-spy (`make extra NAME=profile`), which slows nothing down, and sorts what the
 was at. Writes benchmarks/profile.csv and from it the table in benchmarks/profile.md.
 """
 
+import argparse
 import csv
 import importlib.util
 import re
@@ -20,6 +21,7 @@ from stages.common.run import UserError, run
 
 RESULTS, PAGE = Path("benchmarks/profile.csv"), Path("benchmarks/profile.md")
 PIPELINE = Path("dvc.yaml")
+COMMAND = ["dvc", "repro", "--force"]
 RATE = 20  # samples a second
 STAGE = re.compile(r':"[^"]*-m stages\.(\w+)(?: (\w+))?"')
 # The first that fits counts. A pattern is searched for in the names of all functions and files that
@@ -108,7 +110,14 @@ def filled(page: str, found: list[list]) -> str:
 
 def main() -> None:
     """Runs the command under py-spy."""
-    command = sys.argv[1:] or ["dvc", "repro", "--force"]
+    parser = argparse.ArgumentParser(prog="tools.profile", description=__doc__.split(":")[0])
+    parser.add_argument(
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND …",
+        help=f"what to run and sample; default: {' '.join(COMMAND)}",
+    )
+    command = parser.parse_args().command or COMMAND
     stages = list(params.read(PIPELINE)["stages"])
     program = Path(sys.executable).with_name("py-spy")
     if not program.exists() and importlib.util.find_spec("py_spy") is None:
