@@ -15,6 +15,11 @@ UV := uv==0.13.9
 # own, INSTALLER=pip, or set uv's own variable for it.
 INSTALLER ?= uv
 PIP := python -m pip install --quiet --disable-pip-version-check
+define check_python
+@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	{ echo "error: Python 3.11 to 3.13 is needed, $$($(PYTHON) --version) was found;" \
+	"name another by 'make PYTHON=python3.12 …'" >&2; exit 1; }
+endef
 define install
 $(1)/bin/$(PIP) $(if $(filter uv,$(INSTALLER)),$(UV),-r $(2))
 $(if $(filter uv,$(INSTALLER)),$(1)/bin/uv pip install --quiet --compile-bytecode --python $(1)/bin/python -r $(2))
@@ -37,9 +42,7 @@ help: ## list the targets
 setup: $(INSTALLED) ## make .venv with the pinned requirements (GPU=1: with CUDA libraries)
 
 $(INSTALLED): $(REQUIREMENTS)
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
-		{ echo "error: Python 3.11 to 3.13 is needed, $$($(PYTHON) --version) was found;" \
-		"name another by 'make PYTHON=python3.12 …'" >&2; exit 1; }
+	$(check_python)
 	$(PYTHON) -m venv $(VENV)
 	$(call install,$(VENV),$(REQUIREMENTS))
 	touch $@
@@ -54,6 +57,7 @@ $(VENV)/extra-%: requirements-%.txt $(INSTALLED)
 	touch $@
 
 $(DEMO)/installed $(BEAM)/installed: $(VENV)-%/installed: requirements-%.txt
+	$(check_python)
 	$(PYTHON) -m venv $(@D)
 	$(call install,$(@D),$<)
 	touch $@

@@ -2,14 +2,17 @@
 
 import io
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from stages.common import backbones, models, paths, shards
+from stages.common import backbones, models, params, paths, shards
 from stages.common.run import UserError
-from tools import benchmark, benchmark_scale, benchmark_training
+from tests import ROOT
+from tools import benchmark, benchmark_scale, benchmark_training, check_params, memory, preset
 
 
 class Clock:
@@ -107,6 +110,33 @@ def test_small_numbers_of_images_are_measured_in_turn_and_their_medians_count(
     ]
 
 
+def test_what_is_measured_is_the_same_after_a_preset(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark_scale, "ROOT", tmp_path)
+    made = {}
+    for name in ("committed", "smoke", "cifar10", "tutorial"):
+        if name != "committed":
+            monkeypatch.setattr(sys, "argv", ["preset", name])
+            preset.main()
+        (tmp_path / name).mkdir()
+        benchmark_scale.make_project(tmp_path / name, 20)
+        content = params.read(tmp_path / name / "params.yaml")
+        check_params.check(content, name)
+        made[name] = [content[section] for section in ("dataset", "split", "preprocess")]
+    assert made["committed"] == made["smoke"] == made["cifar10"] == made["tutorial"]
+    assert len(list((tmp_path / "smoke" / "data" / "own").rglob("*.jpg"))) == 20
+
+
+def test_why_a_stage_failed_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"-m stages\.fetch failed: error: params\.yaml does not"):
+        benchmark_scale.measure(tmp_path, "fetch", 20)
+    bars = "import sys; sys.exit('50%\\rerror: the disk is full')"
+    with pytest.raises(UserError, match=r"failed: error: the disk is full$"):
+        memory.peak_bytes([sys.executable, "-c", bars], quiet=True)
+
+
 @pytest.mark.slow
 def test_every_stage_that_sees_all_images_is_measured(tmp_path):
     benchmark_scale.make_project(tmp_path, 120)
@@ -154,6 +184,33 @@ def test_tables_of_another_machine_are_not_mixed_with_this_ones(tmp_path, monkey
     assert benchmark.earlier_results(here)["training"] == {"a": []}
     with pytest.raises(UserError, match=r"results\.json was measured with cores \d+, here it is 1"):
         benchmark.earlier_results(here | {"cores": 1000})
+    with pytest.raises(UserError, match=r"was measured with processor .*, here it is another"):
+        benchmark.earlier_results(here | {"processor": "another"})
+
+
+def test_versions_of_packages_that_are_gone_stay_with_their_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = {name: value for name, value in benchmark.machine().items() if name != "torch"}
+    benchmark.RESULTS.parent.mkdir()
+    there = here | {"torch": "2.14.1", "timm": "1.0.31"}
+    benchmark.RESULTS.write_text(json.dumps({"machine": there}))
+    now = here | {"timm": "1.0.32"}
+    assert benchmark.earlier_results(now)["machine"] == now | {"torch": "2.14.1"}
+
+
+def test_what_is_not_the_last_runs_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--only", "nothing to do"])
+    with pytest.raises(UserError, match=r"head\.keras does not exist; `make repro` makes"):
+        benchmark.main()
+    paths.HEAD.parent.mkdir()
+    paths.HEAD.touch()
+    status = "import sys; sys.exit(sys.argv[1:] == ['status', '--quiet'] and {})"
+    (tmp_path / "dvc.py").write_text(status.format("not 0"))
+    with pytest.raises(UserError, match=r"received older ones, .*; run `make repro` first"):
+        benchmark.main()
+    (tmp_path / "dvc.py").write_text(status.format("0"))
+    benchmark.check_last_run()
 
 
 @pytest.fixture

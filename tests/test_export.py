@@ -14,7 +14,7 @@ from stages.extract_features import feature_function, onnx_feature_function
 from tests import ROOT
 from tools import export
 
-NAMES = ["blue", "green", "red"]
+NAMES = ["blue", "grün", "red"]
 
 
 @pytest.fixture(params=["differing shapes", "squares of more pixels"])
@@ -40,7 +40,11 @@ def run(folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "tools.export"],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        # Files are UTF-8 whatever the system's own encoding is; what is printed follows it.
+        env={
+            **{"PYTHONPATH": str(ROOT), "PATH": "", "LC_ALL": "C"},
+            **{"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"},
+        },
         capture_output=True,
         text=True,
         timeout=300,
@@ -65,7 +69,8 @@ def test_every_file_agrees_with_the_keras_model(project):
         assert rows[name]["agreement"] == 1
         assert rows[name]["largest_difference"] < 1e-5
     assert rows["model.int8.tflite"]["megabytes"] <= rows["model.float32.tflite"]["megabytes"]
-    assert json.loads((project / "exports" / "class_names.json").read_text()) == NAMES
+    class_names = (project / "exports" / "class_names.json").read_text(encoding="utf-8")
+    assert json.loads(class_names) == NAMES
     assert json.loads((project / "exports" / "input.json").read_text()) == {
         "shrunk_to": 40,
         "resize": "squash",

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from stages.common import inventory, params
+from stages.split import SplitParams
 from tests import ROOT
 from tests.toy_project import ToyProject
 from tools import inspect_data
@@ -204,10 +205,28 @@ def test_pages_that_are_channels_are_all_used(content):
     assert summary(images, content, of_split=metrics())["What is wrong"] == ["nothing"]
 
 
-def test_an_official_test_split_is_advised(content):
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({}, ["test: official", "train: 0.9"]),
+        ({"train": 0.45, "valid": 0.3}, ["test: official", "train: 0.7"]),
+        ({"valid": "official", "train": 0.75}, ["test: official"]),
+        ({"folds": 5}, ["test: official", "train: 0.9", "folds: null"]),
+        ({"folds": 5, "fold": 2}, ["test: official", "train: 0.9", "folds: null", "fold: 0"]),
+    ],
+)
+def test_an_official_test_split_is_advised_with_all_that_it_wants(content, changes, advice):
+    content["split"] |= {"train": 0.65, "valid": 0.1, "folds": None, "fold": 0, **changes}
+    params.check(content, "split", SplitParams)
     official = {"train": 40, "test": 10}
-    found = summary(rows("cat", 9) + rows("dog", 9), content, official, metrics(test=4))
-    assert found["What to do"] == ["split.test: official  # the source brings a test split"]
+    images = rows("cat", 9) + rows("dog", 9)
+    found = summary(images, content, official, metrics(test=4))["What to do"]
+    assert found[0] == "split.test: official  # the source brings a test split"
+    settings = [line.split("  #")[0] for line in found]
+    assert settings == [f"split.{line}" for line in advice]
+    content["split"] |= params.parse("\n".join(advice))
+    params.check(content, "split", SplitParams)
+    assert summary(images, content, official, metrics())["What to do"] == ["nothing: `make repro`"]
 
 
 def test_long_pictures_and_many_classes_are_told_in_short(content):

@@ -131,9 +131,7 @@ def test_a_layer_that_nobody_knows_is_one_sentence(tmp_path, monkeypatch):
             return inputs
 
     keras.Sequential([keras.Input((8,)), Unknown()]).save(tmp_path / "mine" / "custom.keras")
-    with pytest.raises(
-        UserError, match=r"custom\.keras can't .*a layer Unknown, which"
-    ) as caught:
+    with pytest.raises(UserError, match=r"custom\.keras can't .*a layer Unknown, which") as caught:
         stage.network(parameters("custom.keras"))
     assert "\n" not in str(caught.value)
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from stages.common import geometry, models
+from stages.common.datasets.sources import Folder
 from stages.common.run import UserError
 from tests import ROOT
 from tools import predict
@@ -141,6 +142,15 @@ def test_a_folder_is_searched_for_the_names_that_training_takes(folder):
     images = {"0.png", "2.png", "4.png", "deep/1.png", "deep/3.png", "broken.jpg"}
     # What can't be read is found too, so that it is named; what systems leave behind is not.
     assert found == images | {"a.JFIF", "b.heic"}
+
+
+def test_a_folder_is_searched_behind_links_as_for_training(folder, draw_images, tmp_path):
+    (seen,) = draw_images(tmp_path / "disk", 1)
+    (folder / "linked").symlink_to(tmp_path / "disk")
+    (folder / "linked" / "above").symlink_to(folder)  # has no end
+    found = predict.find([folder], "path")
+    assert folder / "linked" / seen.name in found
+    assert found == [folder / name for name in Folder(folder).names()]
 
 
 def test_mistakes_are_told_before_anything_heavy(folder, model_file, tmp_path):

@@ -1,6 +1,7 @@
 """tools.repeat: repetitions over seeds, each run once, and their spread."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,86 @@ def test_figures_of_a_setting_replace_those_that_are_there(tmp_path: Path):
     ]
     with pytest.raises(UserError, match="choose the same by --metrics"):
         repeat.keep(file, "head", "none", [{"accuracy": 0.4}])
+
+
+def test_metrics_that_a_seed_lacks_stay_empty(tmp_path: Path, monkeypatch):
+    file = tmp_path / "results.csv"
+    repeat.keep(file, "head", "none", [{"loss": 0.5}, {"accuracy": 0.7, "loss": 0.6}])
+    text = "model,change,seed,accuracy,loss\nhead,none,0,,0.5\nhead,none,1,0.7,0.6\n"
+    assert file.read_text() == text
+    monkeypatch.setattr(repeat.csv.DictWriter, "writerows", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        repeat.keep(file, "head", "none", [{"accuracy": 0.1, "loss": 0.2}])
+    assert file.read_text() == text  # what was there is there
+
+
+@pytest.fixture
+def repetitions(tmp_path, monkeypatch):
+    """A function that repeats, given the metrics of each seed; it returns the seeds that ran."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(repeat.revisions, "check_history", lambda: None)
+    monkeypatch.setattr(repeat, "run_once", lambda _, values: str(values["seed"]))
+
+    def run(metrics: list[dict], *words: str) -> list[int]:
+        ran = []
+
+        def read_metrics(name: str, _) -> dict:
+            ran.append(int(name))
+            return metrics[int(name)]
+
+        monkeypatch.setattr(repeat, "read_metrics", read_metrics)
+        monkeypatch.setattr(sys, "argv", ["repeat", "--seeds", str(len(metrics)), *words])
+        try:
+            repeat.main()
+        finally:
+            (tmp_path / "ran").write_text(str(ran))
+        return ran
+
+    return run
+
+
+@pytest.mark.parametrize("lacking", [0, 1, 2])
+def test_a_seed_without_a_metric_does_not_end_the_others(repetitions, capsys, lacking):
+    metrics = [{"accuracy": 0.5, "roc_auc": 0.75, "slice.a": 0.25} for _ in range(3)]
+    del metrics[lacking]["roc_auc"]
+    assert repetitions(metrics, "--metrics", "roc_auc", "slice.a", "--csv", "kept.csv") == [0, 1, 2]
+    assert capsys.readouterr().out.count(f"warning: seed {lacking} has no roc_auc\n") == 1
+    rows = Path("kept.csv").read_text().splitlines()
+    assert rows[0] == "model,change,seed,roc_auc,slice.a"
+    area = ["0.75", "0.75", "0.75"]
+    area[lacking] = ""
+    assert rows[1:] == [f"fine_tuned,none,{seed},{area[seed]},0.25" for seed in range(3)]
+
+
+def test_a_metric_that_one_seed_alone_has_is_kept_in_its_place(repetitions):
+    metrics = [{"accuracy": 0.5, "loss": 1.0}, {"accuracy": 0.5, "roc_auc": 0.75, "loss": 1.0}]
+    repetitions(metrics, "--csv", "kept.csv")
+    repetitions(metrics[:1], "--model", "head", "--csv", "kept.csv")
+    assert Path("kept.csv").read_text().splitlines() == [
+        "model,change,seed,accuracy,roc_auc,loss",
+        "fine_tuned,none,0,0.5,,1.0",
+        "fine_tuned,none,1,0.5,0.75,1.0",
+        "head,none,0,0.5,,1.0",
+    ]
+
+
+def test_a_name_of_no_metric_ends_at_the_first_seed(repetitions, tmp_path):
+    with pytest.raises(UserError, match=r"no metric is named 'slice\.b'; did you mean 'slice\.a'"):
+        repetitions([{"slice.a": 0.25}] * 3, "--metrics", "slice.a", "slice.b")
+    assert (tmp_path / "ran").read_text() == "[0]"
+
+
+def test_a_file_that_can_not_take_the_results_ends_at_the_first_seed(repetitions, tmp_path, capsys):
+    Path("kept.csv").write_text("model,change,seed,loss\n")
+    with pytest.raises(UserError, match=r"kept\.csv has columns .*, loss, and these results"):
+        repetitions([{"accuracy": 0.5, "loss": 1.0}] * 3, "--csv", "kept.csv")
+    assert (tmp_path / "ran").read_text() == "[0]"
+    Path("kept").mkdir()
+    with pytest.raises(SystemExit):
+        repetitions([{"accuracy": 0.5}] * 3, "--csv", "kept")
+    assert "--csv: expected a file, received the folder kept" in capsys.readouterr().err
+    assert (tmp_path / "ran").read_text() == "[]"
 
 
 def test_a_seed_that_would_be_ignored_is_refused(monkeypatch):

@@ -243,6 +243,16 @@ def test_what_can_not_name_experiments_starts_nothing(folder, monkeypatch):
     assert not (folder / ".search").exists()
 
 
+@pytest.mark.parametrize("name", ["presets/found.yaml", "found.yaml", "mine/found", ""])
+def test_a_preset_that_can_not_be_written_starts_nothing(folder, monkeypatch, name):
+    space(folder, **{"fine_tune.learning_rate": [1e-3]})
+    monkeypatch.setattr(sys, "argv", ["search", "space.yaml", "--preset", name])
+    message = f"--preset: expected a name of letters, .*received {name!r}; give the name alone"
+    with pytest.raises(UserError, match=message):
+        search.main()
+    assert not (folder / ".search").exists()
+
+
 @pytest.mark.slow
 def test_trials_that_failed_are_not_counted_among_those_that_the_best_is_of(folder):
     import optuna

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import psutil
 import pytest
@@ -89,6 +90,105 @@ def test_data_and_weights_that_git_does_not_hold_are_copied(tmp_path, monkeypatc
     assert names == ["data/own/README.md", "data/own/a.png", "tracked.csv"]
     (tmp_path / "data" / "own" / "a.png").write_text("other")
     assert sweep.state_of(["data/own", "tracked.csv"]) != before
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A project of which Git holds params.yaml alone; a function writes what lies beside it."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    subprocess.run(["git", "init", "--quiet"], check=True)
+
+    def write(dataset: str, *names: str, tracked: tuple[str, ...] = (".gitignore", "params.yaml")):
+        (folder / ".gitignore").write_text("/.venv\n/data/own\n/data/raw\n")
+        (folder / "params.yaml").write_text(f"dataset: {dataset}\nbackbone: {{own_weights: own}}\n")
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("x")
+        subprocess.run(["git", "add", "--force", *tracked], check=True)
+        git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+        subprocess.run([*git, "commit", "--quiet", "-m", "base"], check=True)
+
+    return write
+
+
+def files_of_an_experiment(values: dict, folder: Path) -> set[str]:
+    """All files beside the tracked ones that an experiment has in a folder of its own."""
+    from dvc.repo.experiments.executor.base import BaseExecutor
+
+    subprocess.run(["git", "clone", "--quiet", ".", folder], check=True)
+    there = set(folder.rglob("*"))
+    for path in sweep.untracked_data(values):
+        BaseExecutor._copy_path(str(Path(path).absolute()), str(folder / path))
+    return {
+        path.relative_to(folder).as_posix()
+        for path in set(folder.rglob("*")) - there
+        if path.is_file()
+    }
+
+
+def test_a_file_in_a_folder_that_git_does_not_hold_reaches_its_experiments(repository, tmp_path):
+    repository("{path: sets/new/cells.zip}", "sets/new/cells.zip", "sets/old.zip", "sets/new/b.zip")
+    assert "sets/new/cells.zip" in files_of_an_experiment({}, tmp_path / "one")
+    assert sweep.untracked_data({}) == ["sets/new"]
+    grid = {"dataset.path": ["sets/new/cells.zip", "sets/old.zip", "sets/new/b.zip"]}
+    assert files_of_an_experiment(grid, tmp_path / "grid") >= {*grid["dataset.path"]}
+    here = {"dataset.path": [str(Path("sets/old.zip").absolute())]}
+    assert "sets/old.zip" in files_of_an_experiment(here, tmp_path / "absolute")
+
+
+def test_a_path_that_leads_out_of_the_repository_is_refused(repository, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_text("x")
+    repository("{path: ../photos}")
+    with pytest.raises(
+        UserError,
+        match=r"dataset\.path: expected a path inside .*received \.\./photos, .*give /.*/photos,",
+    ):
+        sweep.untracked_data({})
+    with pytest.raises(UserError, match=r"backbone\.own_weights: .* received \.\./nets"):
+        sweep.untracked_data({"dataset.path": ["."], "backbone.own_weights": ["../nets"]})
+    assert sweep.untracked_data({"dataset.path": [str(tmp_path / "photos")]}) == []
+
+
+def test_what_lies_behind_a_link_reaches_its_experiments(repository, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "cells.zip").write_text("x")
+    (tmp_path / "project" / "data").mkdir()
+    (tmp_path / "project" / "data" / "own").symlink_to(tmp_path / "disk")
+    repository("{path: data/own/cells.zip}")
+    assert files_of_an_experiment({}, tmp_path / "one") == {"data/own/cells.zip"}
+
+
+@pytest.mark.parametrize("tracked", [(), ("data/own/list.csv",)])
+def test_the_images_of_a_table_reach_its_experiments(repository, tmp_path, tracked):
+    names = ("data/own/list.csv", "data/own/a.png", "data/own/deep/b.png", "data/raw/huge")
+    tracked = (".gitignore", "params.yaml", *tracked)
+    repository("{name: elpv, path: data/own/list.csv}", *names, tracked=tracked)
+    images = {"data/own/a.png", "data/own/deep/b.png"}
+    grid = {"dataset.name": ["elpv", "image_table"]}
+    assert files_of_an_experiment(grid, tmp_path / "one") - {"data/own/list.csv"} == images
+
+
+@pytest.mark.parametrize("folder", ["", "data/"])
+def test_a_table_beside_the_projects_own_files_brings_no_environment(repository, tmp_path, folder):
+    names = (f"{folder}list.csv", f"{folder}pictures/a.png", ".venv/python", "data/raw/huge")
+    kept = (".gitignore", "params.yaml", "data/kept")
+    repository(f"{{name: image_table, path: {folder}list.csv}}", *names, "data/kept", tracked=kept)
+    assert files_of_an_experiment({}, tmp_path / "one") == {*names[:2]}
+
+
+def test_an_edit_behind_a_link_is_seen(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "notes.txt").write_text("x")
+    (tmp_path / "disk" / ".hidden").write_text("x")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "cat").symlink_to(tmp_path / "disk")
+    (tmp_path / "own" / "cat" / "above").symlink_to(tmp_path / "own")  # has no end
+    (tmp_path / "own" / "gone").symlink_to(tmp_path / "nothing")
+    (state,) = sweep.state_of([str(tmp_path / "own")])
+    assert state[:2] == (f"{tmp_path}/own/cat/notes.txt", 1)
 
 
 @pytest.mark.parametrize(

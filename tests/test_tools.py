@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import yaml
 from stages.common import paths
 from stages.common.run import UserError
 from tests import ROOT
-from tools import check_params, compare_metrics, preset, summary
+from tools import check_params, compare_metrics, demo, preset, summary
 
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
@@ -147,6 +148,26 @@ def test_training_on_larger_images_than_the_network_later_sees_is_refused(sizes,
             check_params.check(content, "params.yaml")
     else:
         check_params.check(content, "params.yaml")
+
+
+@pytest.mark.parametrize("port", ["70000", "0", "-1"])
+def test_a_port_that_there_is_not_is_refused(capsys, port):
+    with pytest.raises(SystemExit):
+        demo.parse(["--port", port])
+    message = f"--port: expected a whole number from 1 to 65535, received {port}"
+    assert message in capsys.readouterr().err
+    assert demo.parse(["--port", "65535"]).port == 65535
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--host", "10.9.8.7"], "--host: expected an address of .*, received 10.9.8.7: no port"),
+        (["--port", "80"], "--port: expected a free port, received 80: no port"),
+    ],
+)
+def test_a_page_that_can_not_be_served_names_the_option(given, message):
+    assert re.match(message, demo.why_not_served(demo.parse(given), OSError("no port")))
 
 
 def test_summary_shows_both_models_side_by_side(project, capsys):

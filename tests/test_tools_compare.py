@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages.common import params
 from stages.common.run import UserError
 from tests import ROOT
 from tools import compare
@@ -73,16 +74,40 @@ def test_without_a_baseline_there_is_no_comment(repository):
         compare.comment("nothing", None, "")
 
 
+def params_table(before: str, after: str) -> str:
+    return compare.params_table(params.parse(before), params.parse(after))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<<<<<<< HEAD\nseed: 0\n=======\nseed: 1\n>>>>>>> other\n", ""),
+        ("seed:\t0\n\tname: 1\n", ""),
+        ("seed: 0\nseed: 1\n", "'seed' is there twice"),
+    ],
+)
+def test_params_that_can_not_be_read_are_named_with_their_revision(repository, text, reason):
+    (repository / "params.yaml").write_text(text)
+    message = rf"can't be read \(.*{reason}.*\); does it hold a merge conflict\?"
+    with pytest.raises(UserError, match=rf"^params\.yaml {message}"):
+        compare.comment("base", None, "")
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run([*git, "commit", "--quiet", "--all", "-m", "broken"], check=True)
+    (repository / "params.yaml").write_text("seed: 0\n")
+    with pytest.raises(UserError, match=rf"^params\.yaml of [0-9a-f]+ {message}"):
+        compare.comment("HEAD", None, "")
+
+
 def test_params_that_come_and_go_are_named():
-    table = compare.params_table("a: 1\nb: {c: null}\n", "b: {c: [x]}\nd: {e: 'x|y'}\n")
+    table = params_table("a: 1\nb: {c: null}\n", "b: {c: [x]}\nd: {e: 'x|y'}\n")
     assert table.splitlines()[2:] == [
         "| `a` | `1` | — |",
         "| `b.c` | `null` | `[x]` |",
         "| `d.e` | — | `x\\|y` |",
     ]
-    assert compare.params_table("a: 1", "a: 1") == "No param changed."
+    assert params_table("a: 1", "a: 1") == "No param changed."
     lines = "a: |\n  Two paragraphs.\n\n  With `code`.\n"
-    assert compare.params_table("a: null", lines).splitlines()[2:] == [
+    assert params_table("a: null", lines).splitlines()[2:] == [
         "| `a` | `null` | `` 'Two paragraphs. With `code`. ' `` |",
     ]
 
@@ -108,7 +133,7 @@ def test_pictures_are_pushed_to_a_branch_of_their_own(repository, tmp_path_facto
 
 def test_long_and_foreign_texts_stay_in_one_line():
     after = "report:\n  limits: " + "viel Grün und mehr " * 8 + "\n"
-    table = compare.params_table("report:\n  limits: null\n", after)
+    table = params_table("report:\n  limits: null\n", after)
     assert len(table.splitlines()) == 3
     assert "viel Grün und mehr viel Grün" in table
 

@@ -16,6 +16,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -230,13 +231,29 @@ def earlier_results(here: dict[str, str | int]) -> dict:
     if not RESULTS.exists():
         return {}
     content = json.loads(RESULTS.read_text(encoding="utf-8"))
-    for name in ("cores", "system", *PACKAGES):
+    for name in ("cores", "processor", "system", *PACKAGES):
         if content["machine"].get(name) != here[name]:
             raise UserError(
                 f"--only: {RESULTS} was measured with {name} {content['machine'].get(name)}, here "
                 f"it is {here[name]}; measure all tables, without --only"
             )
-    return content
+    # Versions of optional packages that are not here belong to rows that stay.
+    return content | {"machine": content["machine"] | here}
+
+
+def check_last_run() -> None:
+    """UserError where `make repro` would still run something: models of other params, code, data.
+
+    One of the tables runs `dvc repro`, which then would train and replace them.
+    """
+    if not paths.HEAD.exists():
+        raise UserError(f"{paths.HEAD} does not exist; `make repro` makes what is measured")
+    command = [sys.executable, "-m", "dvc", "status", "--quiet"]
+    if subprocess.run(command, capture_output=True).returncode:
+        raise UserError(
+            "expected the results of the present params, code and data, which are measured, "
+            "received older ones, as `dvc status` lists; run `make repro` first"
+        )
 
 
 def measure_accuracy() -> dict[str, list[float]]:
@@ -264,8 +281,8 @@ def main() -> None:
     options = parser.parse_args()
     wanted, here = chosen(options.only), machine()
     results = earlier_results(here) if options.only else {}
-    if not paths.HEAD.exists():
-        raise UserError(f"{paths.HEAD} does not exist; `make repro` makes what is measured")
+    results.setdefault("machine", here)
+    check_last_run()
     start_tensorflow(0)
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
@@ -278,7 +295,6 @@ def main() -> None:
         else:
             results.setdefault(part, {})[title] = found
         results.setdefault("commits", {})[title] = commit
-        results["machine"] = here
         RESULTS.parent.mkdir(exist_ok=True)
         text = json.dumps(results, indent=2, sort_keys=True)
         RESULTS.write_text(text + "\n", encoding="utf-8")

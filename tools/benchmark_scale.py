@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +31,33 @@ STAGES = ("fetch", "split", "preprocess")
 CLASSES = 10
 SIDE = 32  # pixels
 ROUNDS = 3
+# All that decides how much work the stages have, whatever a preset put into params.yaml.
+MEASURED = {
+    "dataset": {
+        "name": "image_folder",
+        "path": "data/own",
+        "splits": None,
+        "on_bad_image": "error",
+        "pixel_limit": 100_000_000,
+        "beam_runner": None,
+        "beam_options": None,
+        "beam_folder": None,
+    },
+    "split": {
+        "sample": 1.0,
+        "method": "stratified",
+        "train": 0.65,
+        "valid": 0.1,
+        "test": 0.25,
+        "folds": None,
+        "fold": 0,
+        "stratify_columns": None,
+        "near_duplicate_distance": 2,
+        "official_copies": "leave_out",
+        "min_images_per_class": 3,
+    },
+    "preprocess": {"image_size": SIDE, "resize": "squash", "channels": 3},
+}
 LARGEST_REPEATED = 200_000  # images; beyond, seconds that come and go are a small part
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,9 +82,8 @@ def write_photograph(number: int, folder: Path) -> None:
 def make_project(folder: Path, count: int) -> None:
     """A folder that the stages run in: params.yaml and `count` images."""
     content = params.read(ROOT / "params.yaml")
-    content["dataset"].update(name="image_folder", path="data/own")
-    content["split"]["stratify_columns"] = None
-    content["preprocess"]["image_size"] = SIDE
+    for section, values in MEASURED.items():
+        content[section] |= values
     (folder / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
     own = folder / "data" / "own"
     for number in range(CLASSES):
@@ -76,7 +101,7 @@ def measure(folder: Path, stage: str, count: int) -> Measured:
     os.environ["PYTHONPATH"] = str(ROOT)
     try:
         start = time.perf_counter()
-        peak = peak_bytes([sys.executable, "-m", f"stages.{stage}"], stderr=subprocess.DEVNULL)
+        peak = peak_bytes([sys.executable, "-m", f"stages.{stage}"], quiet=True)
         return Measured(stage, count, time.perf_counter() - start, peak / 2**20)
     finally:
         os.chdir(before)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import yaml
 
-from stages.common import params, paths, plots
+from stages.common import paths, plots
 from stages.common.run import UserError, run
 from tools import revisions
 from tools.summary import HEADLINES, ends
@@ -36,9 +36,9 @@ def flat(values, prefix: str = "") -> dict[str, str]:
     return found
 
 
-def params_table(before: str, after: str) -> str:
-    """The params that differ between two texts of params.yaml; a sentence where none does."""
-    old, new = (flat(params.parse(text)) for text in (before, after))
+def params_table(before: dict, after: dict) -> str:
+    """The params that differ between two contents of params.yaml; a sentence where none does."""
+    old, new = flat(before), flat(after)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if not names:
         return "No param changed."
@@ -193,8 +193,8 @@ def comment(revision: str, pictures: Path | None, image_base: str) -> str:
             revisions.read_json(side, f"metrics/{model}.json") for side in (commit, None)
         )
         parts += [f"### {model.replace('_', '-')}", metrics_table(before, after)]
-    texts = [revisions.read(side, "params.yaml") for side in (commit, None)]
-    parts += ["### Params", params_table(*texts)]
+    contents = [revisions.read_params(side) for side in (commit, None)]
+    parts += ["### Params", params_table(*contents)]
     if pictures:
         base = quote(image_base, safe=":/?&=%")
         for title, name in draw(commit, pictures).items():

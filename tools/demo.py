@@ -19,6 +19,7 @@ from stages.common.run import UserError, end_when_told, run
 from tools import predict
 
 SHOWN_CLASSES = 5
+LAST_PORT = 2**16 - 1
 SYSTEM_FONTS = ["system-ui", "sans-serif"]  # the library's own would be fetched from the network
 
 
@@ -81,7 +82,25 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--max-megabytes", type=int, default=20, help="of an upload")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.port is not None and not 1 <= options.port <= LAST_PORT:
+        parser.error(
+            f"--port: expected a whole number from 1 to {LAST_PORT}, received {options.port}"
+        )
+    return options
+
+
+def why_not_served(options: argparse.Namespace, error: OSError) -> str:
+    """A sentence on the option that kept the server from starting."""
+    if options.port is None:  # the first hundred ports were all tried
+        return (
+            f"--host: expected an address of this machine, received {options.host}: {error}; leave "
+            "it out for this machine alone, or name a free port by --port"
+        )
+    return (
+        f"--port: expected a free port, received {options.port}: {error}; leave it out to take the "
+        "first free one from 7860"
+    )
 
 
 def main() -> None:
@@ -112,10 +131,7 @@ def main() -> None:
         try:
             _, address, _ = launch()
         except OSError as error:
-            raise UserError(
-                f"--port: expected a free port, received {options.port}: {error}; leave it out to "
-                "take the first free one from 7860"
-            ) from None
+            raise UserError(why_not_served(options, error)) from None
         # The library ends quietly on Ctrl-C only once it waits, not a moment before.
         with contextlib.closing(blocks), contextlib.suppress(KeyboardInterrupt):
             print(f"{options.model} at {address} (Ctrl-C ends it)", flush=True)

@@ -28,14 +28,17 @@ def table(text: str) -> str:
         [
             *setting,
             str(len(found)),
-            *(_spread([float(row[name]) for row in found]) for name in metrics),
+            *(_spread([row[name] for row in found]) for name in metrics),
         ]
         for setting, found in settings.items()
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _spread(values: list[float]) -> str:
+def _spread(cells: list[str]) -> str:
+    if not all(cells):
+        return "—"  # a seed lacks it
+    values = [float(cell) for cell in cells]
     mean = f"{statistics.mean(values):.3f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
 

@@ -214,7 +214,8 @@ def main() -> None:
         *write_litert(one_size, FOLDER),
         onnx_engine.write(one_size, FOLDER / "model.onnx"),
     ]
-    (FOLDER / "class_names.json").write_text(json.dumps(class_names, ensure_ascii=False) + "\n")
+    names = json.dumps(class_names, ensure_ascii=False) + "\n"
+    (FOLDER / "class_names.json").write_text(names, encoding="utf-8")
     expected = {
         "shrunk_to": models.shrunk_to(options.model) or side,
         "resize": geometry.of_layer(resize),

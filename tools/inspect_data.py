@@ -196,7 +196,7 @@ def what_to_do(
     has_test = bool(set(splits.OFFICIAL_NAMES["test"]) & set(official))
     few = metrics and metrics["splits"]["test"]["images"] < FEW_TEST_IMAGES
     if has_test and len(official) > 1 and not keeps_test:
-        lines.append("split.test: official  # the source brings a test split")
+        lines += _keeping_the_test_split(split)
     elif few and not keeps_test and not folded:
         lines.append(
             f"split.folds: 5  # with {metrics['splits']['test']['images']} test images, figures "
@@ -204,6 +204,22 @@ def what_to_do(
             "every image"
         )
     return lines + _about_sizes(found, content)
+
+
+def _keeping_the_test_split(split: dict[str, Any]) -> list[str]:
+    """All that has to change with split.test, or params.yaml would be refused."""
+    lines = ["split.test: official  # the source brings a test split"]
+    valid = split.get("valid")
+    if isinstance(valid, float):  # where it is official, train is what is left
+        lines.append(
+            f"split.train: {1 - valid:.9g}  # the rest beside valid: both are parts of the images "
+            "that no official split has"
+        )
+    if split.get("folds"):
+        lines.append("split.folds: null  # they would draw other test splits")
+    if split.get("fold"):
+        lines.append("split.fold: 0")
+    return lines
 
 
 def _about_sizes(found: Found, content: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ Run it in a copy of the project: it writes over the outputs. `python -m tools.me
 import os
 import subprocess
 import sys
+import tempfile
 
 from stages.common.run import UserError, run
 
@@ -26,13 +27,27 @@ COMMANDS = (
 UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-def peak_bytes(command: list[str], stderr: int | None = None) -> int:
-    """Runs a command to its end; its peak resident memory in bytes, without its children's."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
-    # wait4 gives the usage of this one child, getrusage the largest of all so far.
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise UserError(f"{' '.join(command)} failed")
+def peak_bytes(command: list[str], quiet: bool = False) -> int:
+    """Runs a command to its end; its peak resident memory in bytes, without its children's.
+
+    Args:
+        command: the program and its arguments.
+        quiet: whether what it writes to standard error is kept from the screen.
+
+    Raises:
+        UserError: it failed; with the last line that was kept from the screen.
+    """
+    # A file, since nobody reads a pipe while this waits.
+    with tempfile.TemporaryFile("w+", errors="replace") as kept:
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=kept if quiet else None
+        )
+        # wait4 gives the usage of this one child, getrusage the largest of all so far.
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            kept.seek(0)
+            last_line = kept.read().strip().splitlines()[-1:]
+            raise UserError(": ".join([f"{' '.join(command)} failed", *last_line]))
     return usage.ru_maxrss * UNIT
 
 

@@ -17,6 +17,7 @@ from typing import TextIO
 import numpy as np
 
 from stages.common import explain, geometry, images, models, params, paths, shards, tables
+from stages.common.datasets.sources import Folder
 from stages.common.image_names import SUFFIXES, is_image
 from stages.common.run import UserError, progress, run, start_tensorflow
 
@@ -45,8 +46,9 @@ def find(inputs: Iterable[Path], path_column: str) -> list[Path]:
     """All image files that the arguments name, in order.
 
     Args:
-        inputs: image files; folders, searched to any depth for files whose name says that they are
-            images; CSV files with a column of paths, relative to the CSV file.
+        inputs: image files; folders, searched as fetch does, to any depth and behind links, for
+            files whose name says that they are images; CSV files with a column of paths, relative
+            to the CSV file.
         path_column: the name of that column.
 
     Raises:
@@ -55,9 +57,7 @@ def find(inputs: Iterable[Path], path_column: str) -> list[Path]:
     found = []
     for path in inputs:
         if path.is_dir():
-            inside = sorted(
-                file for file in path.rglob("*") if is_image(file.relative_to(path).as_posix())
-            )
+            inside = [path / name for name in Folder(path).names() if is_image(name)]
             if not inside:
                 raise UserError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
             found += inside

@@ -9,8 +9,10 @@ import argparse
 import csv
 import hashlib
 import json
+import os
 import statistics
 import subprocess
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from stages.common.run import UserError, run
 from tools import check_params, experiment, revisions, sweep
 from tools.search import with_values
 
+FIXED_COLUMNS = ("model", "change", "seed")
 METRICS = ("accuracy", "weighted_accuracy", "balanced_accuracy", "roc_auc", "loss")
 
 
@@ -92,28 +95,50 @@ def check_names(model: str, names: list[str] | None, path: Path | None) -> None:
         except UserError as error:
             print(f"warning: in the last run, {last}, {error}", flush=True)
     if path and names:
-        check_columns(path, ["model", "change", "seed", *names])
+        check_columns(path, names)
 
 
-def check_columns(path: Path, columns: list[str]) -> None:
-    """UserError where a file that is there has other columns."""
+def check_columns(path: Path, names: Iterable[str], may_lack: Collection[str] = ()) -> list[str]:
+    """The columns of results, those of the file where it is there.
+
+    Args:
+        path: the file.
+        names: of the metrics.
+        may_lack: names that the file may have beside them, which then stay empty.
+
+    Raises:
+        UserError: the file has other columns.
+    """
+    columns = [*FIXED_COLUMNS, *names]
     if not path.exists():
-        return
+        return columns
     with path.open(newline="", encoding="utf-8") as file:
-        found = csv.DictReader(file).fieldnames
-    if found != columns:
+        found = csv.DictReader(file).fieldnames or []
+    if [name for name in found if name in columns or name not in may_lack] != columns:
         raise UserError(
-            f"{path} has columns {', '.join(found or [])}, and these results "
+            f"{path} has columns {', '.join(found)}, and these results "
             f"{', '.join(columns)}; choose the same by --metrics, or another file"
         )
+    return found
 
 
-def chosen(metrics: dict[str, float], names: list[str] | None) -> list[str]:
-    """The metrics to show; UserError where there is none of a name."""
+def chosen(
+    metrics: dict[str, float], names: list[str] | None, known: Collection[str] = ()
+) -> list[str]:
+    """The metrics to show.
+
+    Args:
+        metrics: what there is.
+        names: what was asked for; None: METRICS.
+        known: names that are left out where there is no such metric.
+
+    Raises:
+        UserError: there is no metric of another name.
+    """
     for name in names or ():
-        if name not in metrics:
+        if name not in metrics and name not in known:
             raise UserError(f"no metric is named {name!r}{params.nearest(name, metrics)}")
-    return names or [name for name in METRICS if name in metrics]
+    return [name for name in names or METRICS if name in metrics]
 
 
 def table(rows: list[dict[str, float]]) -> str:
@@ -134,24 +159,43 @@ def table(rows: list[dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def keep(path: Path, model: str, change: str, rows: list[dict[str, float]]) -> None:
+def keep(
+    path: Path,
+    model: str,
+    change: str,
+    rows: list[dict[str, float]],
+    names: list[str] | None = None,
+) -> None:
     """Writes a row for each seed; rows of the same model and change that are there give way.
+
+    Args:
+        path: the file.
+        model: whose metrics they are.
+        change: what was set.
+        rows: the metrics of each seed; what one lacks stays empty.
+        names: of the metrics; None: all that any seed has, as METRICS has them.
 
     Raises:
         UserError: the file has other columns.
     """
-    columns = ["model", "change", "seed", *rows[0]]
-    check_columns(path, columns)
+    found = dict.fromkeys(name for row in rows for name in row)
+    # A stable sort: what METRICS has not follows in the order of the rows.
+    order = {name: place for place, name in enumerate(METRICS)}
+    found_in_order = sorted(found, key=lambda name: order.get(name, len(order)))
+    columns = check_columns(path, names or found_in_order, () if names else METRICS)
     kept = []
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             rows_there = csv.DictReader(file)
             kept = [row for row in rows_there if (row["model"], row["change"]) != (model, change)]
     new = [{"model": model, "change": change, "seed": seed, **row} for seed, row in enumerate(rows)]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    # Beside it first: what is there already may have taken days.
+    written = path.with_name(f"{path.name}.new")
+    with written.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows([*kept, *new])
+    os.replace(written, path)
 
 
 def parse() -> argparse.Namespace:
@@ -167,6 +211,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.csv and not options.csv.parent.is_dir():
         parser.error(f"--csv: there is no folder {options.csv.parent}")
+    if options.csv and options.csv.is_dir():
+        parser.error(f"--csv: expected a file, received the folder {options.csv}")
     if options.seeds < 1:
         parser.error(f"--seeds: expected 1 or more, received {options.seeds}")
     return options
@@ -194,10 +240,17 @@ def main() -> None:
         print(f"seed {seed}, {seed + 1} of {options.seeds}", flush=True)
         name = run_once(f"evaluate@{options.model}", {**values, "seed": seed})
         metrics = read_metrics(name, options.model)
-        rows.append({name: metrics[name] for name in chosen(metrics, options.metrics)})
+        known = {*METRICS, *(name for row in rows for name in row)}
+        found = chosen(metrics, options.metrics, known)
+        if lacking := [name for name in options.metrics or () if name not in metrics]:
+            print(f"warning: seed {seed} has no {', '.join(lacking)}", flush=True)
+        rows.append({name: metrics[name] for name in found})
         print(table(rows), flush=True)
+        if options.csv and seed == 0:
+            check_columns(options.csv, found, METRICS)
     if options.csv:
-        keep(options.csv, options.model, " ".join(options.set_param) or "none", rows)
+        change = " ".join(options.set_param) or "none"
+        keep(options.csv, options.model, change, rows, options.metrics)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ruamel.yaml import YAMLError
 
-from stages.common import paths, splits
+from stages.common import params, paths, splits
 from stages.common.run import UserError
 
 
@@ -61,6 +62,15 @@ def read_json(revision: str | None, path: str) -> Any:
     try:
         return json.loads(read(revision, path))
     except json.JSONDecodeError as error:
+        raise UserError(_damaged(revision, path, error)) from None
+
+
+def read_params(revision: str | None) -> Any:
+    """The content of params.yaml as `read` finds it; UserError where it is no YAML, too."""
+    path = str(params.PARAMS_FILE)
+    try:
+        return params.parse(read(revision, path))
+    except YAMLError as error:
         raise UserError(_damaged(revision, path, error)) from None
 
 

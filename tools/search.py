@@ -30,6 +30,7 @@ SECTIONS = ("preprocess", "backbone", "extract_features", "train_head", "fine_tu
 KNOWN_SECTIONS = ("seed", "dataset", "split", *SECTIONS)  # on which a trial's loss depends
 CHANGES_THE_LOSS = ("label_smoothing",)
 EPOCH = re.compile(r"epoch (\d+)/\d+: loss .* validation loss ([\d.]+|nan|inf),")
+NAME = re.compile(r"[\w-]+")
 UNPRUNED_TRIALS = 4  # with fewer there is no median to be worse than
 # The first epochs tell of the warm-up and of BatchNorm, not of the end; and among forty looks at a
 # trial, one would find it worse than the median by chance.
@@ -329,11 +330,16 @@ def main() -> None:
     options = parser.parse_args()
     if options.trials is not None and options.trials < 1:
         parser.error(f"--trials: expected 1 or more, received {options.trials}")
+    if options.preset is not None and not NAME.fullmatch(options.preset):
+        raise UserError(
+            f"--preset: expected a name of letters, digits, _ and -, received {options.preset!r}; "
+            f"give the name alone, the file will be {PRESETS}/NAME.yaml"
+        )
     preset = PRESETS / f"{options.preset}.yaml"
     if options.preset and preset.exists():
         raise UserError(f"{preset} exists; give another name, or remove it")
     name = options.space.stem
-    if not re.fullmatch(r"[\w-]+", name):
+    if not NAME.fullmatch(name):
         raise UserError(
             f"{options.space}: expected a name of letters, digits, _ and -, which names the "
             "experiments, received another; rename the file"

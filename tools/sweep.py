@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from stages.common import params
+from stages.common.datasets.sources import Folder
 from stages.common.run import UserError, progress, run
 from tools import check_params, revisions
 
@@ -36,6 +37,8 @@ DROPPED = "|".join(
     )
 )
 MOST_COPIES = 1000  # named on one command line
+# What Git ignores in them is .venv, DVC's cache and the stages' outputs.
+PROJECT_FOLDERS = (Path("."), Path("data"))
 WORKERS = Path(".dvc/tmp/exps/celery")  # where DVC notes the processes of its workers
 WAITING = ("Queued", "Running")
 ENDED = ("Success", "Failed")
@@ -159,45 +162,94 @@ def check_combinations(changes: Sequence[str]) -> None:
 def untracked_data(values: Mapping[str, Sequence[str]]) -> list[str]:
     """Data and weights that Git does not hold: an experiment's own folder needs a copy.
 
-    Stages depend on them, used or not: without a copy they would run again.
+    Stages depend on them, used or not: without a copy they would run again. Beside a table lie its
+    images.
 
     Args:
         values: `section.key` to its values, where they are others than that of params.yaml.
+
+    Raises:
+        UserError: a path leads out of the repository, or there is too much to copy.
     """
     content = params.read()
-    paths = [
-        path
+    names = values.get("dataset.name", [content["dataset"].get("name")])
+    paths = {
+        f"{section}.{key}": values.get(f"{section}.{key}", [content[section][key]])
         for section, key in (("dataset", "path"), ("backbone", "own_weights"))
-        for path in values.get(f"{section}.{key}", [content[section][key]])
+    }
+    found: dict[str, None] = {}  # a set that keeps its order
+    for key, given in paths.items():
+        for path in map(Path, given):
+            found |= dict.fromkeys(_untracked(key, path))
+            if key == "dataset.path" and "image_table" in names:
+                found |= dict.fromkeys(_beside(path))
+    # A folder comes with all that is in it, and DVC copies no folder onto one that is there.
+    copies = [
+        name for name in found if not any(str(above) in found for above in Path(name).parents)
     ]
-    # The topmost names of what Git does not hold: DVC copies no folder onto one that is there.
-    command = ["git", "ls-files", "--others", "--directory", "--no-empty-directory", "-z", "--"]
-    found = [
-        name.rstrip("/")
-        for path in paths
-        for name in subprocess.run([*command, path], capture_output=True, text=True).stdout.split(
-            "\0"
-        )
-        if name
-    ]
-    if len(found) > MOST_COPIES:
+    if len(copies) > MOST_COPIES:
         raise UserError(
-            f"{', '.join(paths)}: expected at most {MOST_COPIES} files and folders that Git does "
-            f"not hold, each of which an experiment has to copy, received {len(found)}; put the "
-            "files into folders"
+            f"{', '.join(path for given in paths.values() for path in given)}: expected at most "
+            f"{MOST_COPIES} files and folders that Git does not hold, each of which an experiment "
+            f"has to copy, received {len(copies)}; put the files into folders"
         )
-    return found
+    return copies
+
+
+def _untracked(key: str, path: Path) -> list[str]:
+    """What Git does not hold of a file or folder; UserError where it is not in the repository."""
+    # Git looks behind no link; DVC copies what is there.
+    links = [folder for folder in path.parents if folder.is_symlink()]
+    if links and not path.is_absolute():
+        path = links[-1]
+    done = _ls_files("--others", "--directory", "--no-empty-directory", "--", str(path))
+    if done is None and path.is_absolute():
+        return []  # the same place for every experiment
+    if done is None:
+        raise UserError(
+            f"{key}: expected a path inside of this repository, or an absolute one, received "
+            f"{path}, which names nothing in the folder that an experiment runs in; give "
+            f"{path.resolve()}, or move it inside"
+        )
+    if len(done) == 1 and Path(done[0]).is_file():
+        # DVC makes no folder for a file, but those above a folder: where none is there, its own.
+        folder = str(Path(done[0]).parent)
+        return done if _ls_files("--", folder) else [folder]
+    return done
+
+
+def _beside(table: Path) -> list[str]:
+    """What Git does not hold of the folder of a table, where the path is that of a file."""
+    if not table.is_file() or table.is_absolute():
+        return []
+    if table.parent in PROJECT_FOLDERS:
+        words = ("--others", "--directory", "--no-empty-directory", "--exclude-standard")
+        return _ls_files(*words, "--", str(table.parent)) or []
+    return _untracked("dataset.path", table.parent)
+
+
+def _ls_files(*words: str) -> list[str] | None:
+    """What `git ls-files` names, of folders the topmost; None where it fails."""
+    done = subprocess.run(["git", "ls-files", "-z", *words], capture_output=True, text=True)
+    if done.returncode:
+        return None
+    return [name.rstrip("/") for name in done.stdout.split("\0") if name]
 
 
 def state_of(paths: Iterable[str]) -> list[tuple[str, int, int]]:
     """Name, bytes and time of change of every file in folders, and of files: what an edit moves.
 
-    Hidden ones, which systems leave behind, are left out.
+    Folders that are links are looked into, as fetch does. Hidden files, which systems leave behind,
+    are left out.
     """
     files = {
         file
         for path in paths
-        for file in (Path(path).rglob("*") if Path(path).is_dir() else [Path(path)])
+        for file in (
+            [Path(path) / name for name in Folder(Path(path)).names()]
+            if Path(path).is_dir()
+            else [Path(path)]
+        )
         if file.is_file() and not file.name.startswith(".")
     }
     stats = [(file.as_posix(), file.stat()) for file in sorted(files)]
