@@ -380,6 +380,9 @@ def main() -> None:
     models.check_exists(paths.HEAD)  # before other boxes wait for this one
     index = shards.read_index(paths.IMAGES / "train")
     image_weights = weights.load(parameters, "fine_tune", index.class_names, index.class_counts)
+    if parameters.batch_norm_statistics == "updated":
+        size = training.batch_size_without_single(parameters.batch_size, index.count)
+        parameters = training.with_batch_size(parameters, size, index.count)
     start_tensorflow(seed, settings.deterministic)
     if cluster is None:
         strategy = runtime.strategy(settings.devices, parameters.batch_size)

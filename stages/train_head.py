@@ -8,9 +8,7 @@ Writes: models/head.keras — images to calibrated probabilities.
         solver lbfgs one row for each L2 strength.
 """
 
-import dataclasses
 import functools
-import itertools
 from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator, field_validator, model_validator
@@ -105,9 +103,7 @@ def batch_size_for(head, batch_size: int, images: int) -> int:
             "params.yaml, train_head.batch_size: expected 2 or more with a head that has "
             "BatchNorm, received 1; of a single image there is no variance to normalise by"
         )
-    if images == 1:
-        return batch_size
-    return next(size for size in itertools.count(batch_size) if images % size != 1)
+    return training.batch_size_without_single(batch_size, images)
 
 
 def one_view(dataset, seed: int, first_batch: int = 0):
@@ -174,9 +170,7 @@ def main() -> None:
     )
     head = build_head()
     batch_size = batch_size_for(head, parameters.batch_size, index.count)
-    if batch_size != parameters.batch_size:
-        print(f"batches of {batch_size}, since the last one of {index.count} images would be one")
-        parameters = dataclasses.replace(parameters, batch_size=batch_size)
+    parameters = training.with_batch_size(parameters, batch_size, index.count)
 
     def save(temperature: float) -> None:
         backbone_model = models.at_layers(models.load(paths.BACKBONE), blocks.read_layers())

@@ -133,8 +133,10 @@ def test_two_devices_train_as_one_does(project, count, precision):
     results = {}
     for devices in (1, 2):
         write_params(project, precision=precision, average_decay=0.9, early_stopping_patience=3)
+        training.forget_backup("fine_tune")  # of the run before, which would be taken as finished
         done = run(project, devices)
         assert done.returncode == 0, done.stderr
+        assert "resumed" not in done.stdout
         assert ("2 CPUs, 4 images of each batch on each" in done.stdout) == (devices == 2)
         history = np.genfromtxt("plots/fine_tune/history.csv", delimiter=",", names=True)
         model = models.load(paths.FINE_TUNED)
@@ -170,6 +172,15 @@ def test_what_params_ask_for_reaches_training(project, plain, changes):
     assert abs(train()["loss"][-1] - plain["loss"][-1]) > 1e-4
 
 
+def test_statistics_that_move_see_no_batch_of_a_single_image(project, capsys):
+    write_params(project, epochs=1, batch_size=31, batch_norm_statistics="updated")
+    train()
+    assert "batches of 32, since the last one of 32 images would" in capsys.readouterr().out
+    write_params(project, epochs=1, batch_size=31)
+    train()
+    assert "batches of" not in capsys.readouterr().out
+
+
 def test_the_same_params_train_alike(project, plain):
     """Or the test above would tell nothing: another loss might be chance."""
     write_params(project)
@@ -178,6 +189,7 @@ def test_the_same_params_train_alike(project, plain):
 
 ON_TWO_DEVICES = """
 import sys
+from pathlib import Path
 import numpy as np
 import tensorflow as tf
 tf.config.set_logical_device_configuration(
@@ -262,7 +274,7 @@ assert np.any(epoch(1)[0] != first) and np.any(epoch(1)[0] != second)
 def test_gradients_that_overflow_on_the_second_device_alone_change_nothing(project):
     on_two_devices(f"""
 with strategy.scope():
-    model = models.load("{project / paths.HEAD}")
+    model = models.load(Path("{project / paths.HEAD}"))
     model.trainable = True
     trained = models.training_model(model, keras.layers.Identity(), [32, 32, 3])
     trained.compile(

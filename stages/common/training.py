@@ -1,8 +1,10 @@
 """What the two training stages share: optimizer, schedule, loss, history, backups, temperature."""
 
 import csv
+import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import os
 import shutil
@@ -84,6 +86,25 @@ class TrainingParams:
                 "whose rate follows from the number of steps alone"
             )
         return self
+
+
+def batch_size_without_single(batch_size: int, images: int) -> int:
+    """The least size from `batch_size` on with which the last batch is no single image.
+
+    Where BatchNorm normalises by the batch it is that one which its statistics follow most. Batches
+    of one image, where they are asked for, stay.
+    """
+    if 1 in (batch_size, images):
+        return batch_size
+    return next(size for size in itertools.count(batch_size) if images % size != 1)
+
+
+def with_batch_size(parameters, batch_size: int, images: int):
+    """The params of a section with this batch size; where it is another, the log says why."""
+    if batch_size == parameters.batch_size:
+        return parameters
+    print(f"batches of {batch_size}, since the last one of {images} images would be a single image")
+    return dataclasses.replace(parameters, batch_size=batch_size)
 
 
 def learning_rate(parameters: TrainingParams, steps_per_epoch: int):
