@@ -20,6 +20,8 @@ define check_python
 	{ echo "error: Python 3.11 to 3.13 is needed, $$($(PYTHON) --version) was found;" \
 	"name another by 'make PYTHON=python3.12 …'" >&2; exit 1; }
 endef
+# uv by itself compiles nothing, and where PYTHONDONTWRITEBYTECODE is set, as in many containers, every
+# stage would compile TensorFlow anew.
 define install
 $(1)/bin/$(PIP) $(if $(filter uv,$(INSTALLER)),$(UV),-r $(2))
 $(if $(filter uv,$(INSTALLER)),$(1)/bin/uv pip install --quiet --compile-bytecode --python $(1)/bin/python -r $(2))
