@@ -6,8 +6,10 @@ page unless --host says otherwise; what is uploaded is removed when the page's s
 
 import argparse
 import contextlib
+import errno
 import functools
 import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -90,22 +92,26 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def why_not_served(options: argparse.Namespace, error: OSError) -> str:
-    """A sentence on the option that kept the server from starting."""
-    if options.port is None:  # the first hundred ports were all tried
-        return (
-            f"--host: expected an address of this machine, received {options.host}: {error}; leave "
-            "it out for this machine alone, or name a free port by --port"
-        )
-    return (
-        f"--port: expected a free port, received {options.port}: {error}; leave it out to take the "
-        "first free one from 7860"
-    )
+def check_address(host: str, port: int | None) -> None:
+    """UserError where no page can be served there; the library itself would try for minutes."""
+    try:
+        socket.create_server((host, port or 0)).close()
+    except OSError as error:
+        if port and error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise UserError(
+                f"--port: expected a free port, received {port}: {error}; leave it out to take the "
+                "first free one from 7860"
+            ) from None
+        raise UserError(
+            f"--host: expected an address of this machine, received {host}: {error}; leave it out "
+            "for this machine alone, or give 0.0.0.0 for all who reach it"
+        ) from None
 
 
 def main() -> None:
     """Serves the page until Ctrl-C."""
     options = parse(sys.argv[1:])
+    check_address(options.host, options.port)
     end_when_told()  # or uploads would stay
     with tempfile.TemporaryDirectory(prefix="warmstart-demo-") as uploads:
         # Read when the library is imported.
@@ -131,7 +137,7 @@ def main() -> None:
         try:
             _, address, _ = launch()
         except OSError as error:
-            raise UserError(why_not_served(options, error)) from None
+            raise UserError(f"the page can't be served at {options.host}: {error}") from None
         # The library ends quietly on Ctrl-C only once it waits, not a moment before.
         with contextlib.closing(blocks), contextlib.suppress(KeyboardInterrupt):
             print(f"{options.model} at {address} (Ctrl-C ends it)", flush=True)
