@@ -234,6 +234,16 @@ def test_every_number_follows_from_the_table_of_predictions(project):
     assert (project / "data" / "gallery" / "head" / "gallery.json").is_file()
 
 
+def test_each_model_is_measured_by_its_own_file(project, monkeypatch, toy_classifier):
+    models.save(toy_classifier("linear"), paths.FINE_TUNED)  # of another temperature
+    tables = []
+    for name in paths.CLASSIFIERS:
+        monkeypatch.setattr("sys.argv", ["evaluate", name])
+        evaluate.main()
+        tables.append((project / paths.PREDICTIONS / f"{name}.csv").read_text())
+    assert tables[0] != tables[1]
+
+
 def test_what_is_wrong_in_params_is_told_before_anything_is_predicted(project, monkeypatch):
     def late():
         pytest.fail("too late")

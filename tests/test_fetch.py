@@ -103,6 +103,12 @@ class TestElpv:
     def test_a_rounded_probability_is_its_class(self, probability, label):
         assert elpv.label_of(probability, "probability", 0.5) == label
 
+    @pytest.mark.parametrize(("threshold", "defective"), [(0.5, 821), (0.3, 1116)])
+    def test_the_threshold_of_params_reaches_the_labels(self, tmp_path, threshold, defective):
+        builder = fetch.make_builder(dataset_params("elpv", threshold=threshold), tmp_path)
+        examples = builder._generate_examples(elpv.package_folder())
+        assert sum(one["label"] == "defective" for _, one in examples) == defective
+
     def test_labels_are_parted_by_any_number_of_spaces(self):
         text = "images/a.png  0.0   mono\nimages/b.png  0.6666666666666666   poly\n\n"
         assert elpv.read_labels(text) == [
@@ -222,6 +228,12 @@ class TestImageFolder:
         )
         assert first == second
         assert len(set(first.values())) == 10
+
+    def test_the_splits_that_params_name_alone_are_fetched(self, tmp_path, draw_images, run_main):
+        for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+            draw_images(tmp_path / "own" / name, 2)
+        run_main("image_folder", tmp_path / "own", splits=["train"])
+        assert RawDataset(Path("data/raw")).split_names == ["train"]
 
     def test_a_missing_folder(self, tmp_path):
         with pytest.raises(UserError, match=r"dataset\.path: .*own does not exist; put one folder"):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import keras
 import numpy as np
@@ -10,7 +11,18 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 
 from stages import extract_features, train_head
-from stages.common import augment, backbones, explain, heads, linear_probe, models, paths, shards
+from stages.common import (
+    augment,
+    backbones,
+    explain,
+    heads,
+    linear_probe,
+    models,
+    params,
+    paths,
+    shards,
+    training,
+)
 from stages.common.run import UserError
 from tests.test_training import fit
 from tests.toy_project import OVERRIDES, ROOT
@@ -270,6 +282,42 @@ def test_lbfgs_separates_what_can_be_separated_and_writes_its_curve(project, cap
     images, labels, _ids = next(iter(shards.batches(paths.IMAGES / "valid", 12, image_size=32)))
     assert (model.predict(images, verbose=0).argmax(axis=1) == labels.numpy()).all()
     assert "temperature" in capsys.readouterr().out
+
+
+def test_the_head_that_params_ask_for_is_saved_with_its_temperature_and_names(project, capsys):
+    project(
+        train_head={
+            **{"head": "dense", "hidden_units": [8, 4], "activation": "tanh", "epochs": 3},
+            **{"batch_norm": True, "dropout": 0.3},
+        }
+    )
+    extract_features.main()
+    train_head.main()
+    model = models.load(paths.HEAD)
+    (said,) = re.findall(r"temperature ([\d.]+)", capsys.readouterr().out)
+    assert models.temperature_of(model) == pytest.approx(float(said), abs=1e-3)
+    assert float(said) != pytest.approx(1, abs=1e-2)
+    assert models.class_names(paths.HEAD) == ["dark", "light"]
+    of_kind = {}
+    for layer in model.get_layer("head").layers:
+        of_kind.setdefault(type(layer).__name__, []).append(layer)
+    assert [layer.units for layer in of_kind["Dense"]] == [8, 4, 2]
+    assert [layer.rate for layer in of_kind["Dropout"]] == [0.3] * 3
+    assert [layer.activation for layer in of_kind["Activation"]] == [keras.activations.tanh] * 2
+    assert len(of_kind["BatchNormalization"]) == 2
+
+
+def test_a_head_follows_from_the_seed(project):
+    project(train_head={"head": "linear", "epochs": 1})
+    extract_features.main()
+    text, kernels = params.PARAMS_FILE.read_text(), []
+    for seed in (0, 1, 1):
+        params.PARAMS_FILE.write_text(text.replace("seed: 0", f"seed: {seed}"))
+        training.forget_backup("train_head")
+        train_head.main()
+        kernels.append(models.load(paths.HEAD).get_layer("head").get_weights()[0])
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.1  # the order of images alone moves them less
+    np.testing.assert_array_equal(kernels[1], kernels[2])
 
 
 @pytest.mark.parametrize(

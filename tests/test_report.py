@@ -407,7 +407,8 @@ def test_what_a_person_states_replaces_the_sentence_that_it_is_not_stated(found)
     assert "<h1>Cells &amp; cracks</h1>" in page
     assert "<p>Not outdoors</p>" in page
     assert "<code>report.limits</code>" not in page
-    assert "efficientnet_lite0 on elpv" in silent
+    names = (found.params[section]["name"] for section in ("backbone", "dataset"))
+    assert " on ".join(names) in silent
 
 
 def test_stage_writes_the_page_of_two_classes_and_twenty_images(tmp_path, run_stage):

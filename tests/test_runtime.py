@@ -1,6 +1,7 @@
 """What is asked of a GPU box, as far as a CPU shows it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,7 @@ def test_two_devices_train_as_one_does(project, count, precision):
         {"layer_decay": 0.1},
         {"gradual_unfreezing": [[1, "none"]]},
         {"batch_norm_statistics": "updated"},
+        {"unfreeze": "none"},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -185,6 +187,53 @@ def test_the_same_params_train_alike(project, plain):
     """Or the test above would tell nothing: another loss might be chance."""
     write_params(project)
     np.testing.assert_array_equal(train(), plain)
+
+
+def test_norms_that_are_not_to_train_stay_as_they_were(project):
+    write_params(project, batch_norm_trainable=False)
+    train()
+    before, after = (
+        models.load(path).get_layer("backbone") for path in (paths.HEAD, paths.FINE_TUNED)
+    )
+    for old, new in zip(
+        before.get_layer("block1_norm").get_weights(),
+        after.get_layer("block1_norm").get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(old, new)
+    assert np.any(before.get_layer("block1_conv").kernel != after.get_layer("block1_conv").kernel)
+
+
+def test_the_seed_reaches_training(project, plain):
+    write_params(project)
+    content = json.loads((project / "params.yaml").read_text())
+    (project / "params.yaml").write_text(json.dumps({**content, "seed": 1}))
+    assert abs(train()["loss"][-1] - plain["loss"][-1]) > 1e-4
+
+
+def test_what_is_saved_has_its_temperature_and_its_names(project, capsys):
+    write_params(project)
+    train()
+    (said,) = re.findall(r"temperature ([\d.]+)", capsys.readouterr().out)
+    assert models.temperature_of(models.load(paths.FINE_TUNED)) == pytest.approx(
+        float(said), abs=1e-3
+    )
+    assert float(said) != pytest.approx(1, abs=1e-2)
+    assert models.class_names(paths.FINE_TUNED) == NAMES
+
+
+def test_a_run_does_not_resume_what_began_with_another_head_or_precision(project, capsys):
+    write_params(project, epochs=1)
+    train()
+    before = paths.HEAD.read_bytes()
+    classifier(paths.HEAD)  # drawn anew
+    assert paths.HEAD.read_bytes() != before
+    train()
+    write_params(project, epochs=1, precision="mixed_bfloat16")
+    train()
+    assert "resumed" not in capsys.readouterr().out
+    train()
+    assert "resumed after epoch 1 of 1" in capsys.readouterr().out
 
 
 ON_TWO_DEVICES = """
@@ -427,7 +476,14 @@ def test_xla_is_left_out_of_training():
     assert model.jit_compile is False
 
 
-def test_steps_that_python_does_not_see_train_alike(project):
+def test_steps_that_python_does_not_see_train_alike(project, monkeypatch):
+    compile_model, asked = training.compile_model, []
+
+    def compile_and_note(model, *arguments):
+        compile_model(model, *arguments)
+        asked.append(model.steps_per_execution)
+
+    monkeypatch.setattr(training, "compile_model", compile_and_note)
     # 32 images in batches of 8: 3 does not divide the epoch, 100 is more than it has.
     outcomes = []
     for steps_per_execution in (1, 3, 100):
@@ -436,6 +492,7 @@ def test_steps_that_python_does_not_see_train_alike(project):
         history = paths.PLOTS / "fine_tune" / "history.csv"
         outcomes.append((history.read_text(), paths.FINE_TUNED.read_bytes()))
     assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert asked == [1, 2, 4]
 
 
 def test_settings_are_checked():

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from stages import split
+from stages import fetch, split
 from stages.common import duplicates, inventory, membership, params
 from stages.common.image_columns import Hashes, Images, Rejected, read_inventory, with_columns
 from stages.common.run import UserError
@@ -733,6 +733,7 @@ def own_folder(tmp_path, draw_images):
     """Two classes; a copy under the other one's name, another at half the size, a broken file."""
     content = params.read(ROOT / "params.yaml")
     content["dataset"] |= {"name": "image_folder", "path": "own", "on_bad_image": "skip"}
+    content["split"]["stratify_columns"] = ["probability", "wafer_type"]  # whatever is there
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     cat = draw_images(tmp_path / "own" / "cat", 20, size=(64, 48))
     draw_images(tmp_path / "own" / "dog", 20, size=(64, 48))
@@ -836,3 +837,29 @@ def test_stage_leaves_copies_of_official_test_images_out(tmp_path, draw_images, 
     metrics = json.loads((tmp_path / "metrics" / "data.json").read_text())
     assert (metrics["images"], metrics["used"]) == (33, 32)
     assert metrics["duplicates"]["straddled_official"] == 1
+
+
+def test_stage_draws_sample_and_splits_by_its_params_and_seed(tmp_path, draw_images, monkeypatch):
+    content = params.read(ROOT / "params.yaml")
+    content["dataset"] |= {"name": "image_folder", "path": "own"}
+    content["split"]["stratify_columns"] = None
+    for name in ("cat", "dog"):
+        draw_images(tmp_path / "own" / name, 40, size=(64, 48))
+    monkeypatch.chdir(tmp_path)
+
+    def split_of(seed: int, sample: float) -> dict[str, str]:
+        content["split"]["sample"] = sample
+        text = yaml.safe_dump(content | {"seed": seed})
+        (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+        if not (tmp_path / "data" / "raw").exists():
+            fetch.main()
+        split.main()
+        metrics = json.loads((tmp_path / "metrics" / "data.json").read_text())
+        found = {row.id: row.split for row in read_splits()}
+        assert (metrics["images"], metrics["used"]) == (80, len(found))
+        return found
+
+    whole, other, half = split_of(0, 1.0), split_of(1, 1.0), split_of(0, 0.5)
+    assert whole != other
+    assert len(whole) == len(other) == 80
+    assert 22 < len(half) < 58  # four standard deviations

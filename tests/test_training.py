@@ -139,6 +139,12 @@ def test_early_stopping_restores_the_best_epoch(tmp_path):
     assert restored == pytest.approx(losses[best], rel=1e-5)
 
 
+def test_fingerprint_follows_the_versions_of_packages(monkeypatch):
+    before = training.fingerprint(parameters())
+    monkeypatch.setattr(tf, "__version__", "9.9.9")
+    assert training.fingerprint(parameters()) != before
+
+
 def test_backup_of_another_configuration_is_removed_not_resumed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = training.backup_folder("fine_tune", training.fingerprint(parameters(), 0))
@@ -754,6 +760,15 @@ def test_a_spent_budget_whose_epoch_was_not_kept_begins_anew(tmp_path, monkeypat
     before = again.get_weights()
     assert len(fit(again, tmp_path, **spent)) == 1
     assert np.abs(again.get_weights()[0] - before[0]).max() > 1e-3
+
+
+def test_a_budget_counts_what_was_used_before_an_interruption(tmp_path):
+    path, given = tmp_path / "seconds.txt", parameters(schedule="cosine", seconds_budget=100.0)
+    path.write_text("60.0 0.1")
+    assert training._Budget(path, given, resumed=True).seconds == 60
+    assert training._Budget(path, given, resumed=False).seconds == 0
+    path.write_text("100.5 0.1")
+    assert training._Budget(path, given, resumed=True).spent
 
 
 def test_an_average_that_a_short_run_does_not_fill_is_told_of():

@@ -334,6 +334,7 @@ def test_a_rare_class_is_found_more_often_with_weights(tmp_path, monkeypatch, ch
     write_features(tmp_path / "features", features, labels, ["common", "rare"])
     recalls = {}
     for wish in (None, choice):
+        training.forget_backup("toy")  # of the run before, which would be taken as finished
         model = linear_model(classes=2)
         asked = wanted(class_weights=wish, class_balance_beta=0.999)
         training.train(
@@ -378,6 +379,7 @@ def project(tmp_path, monkeypatch, toy_backbone):
     for section in ("train_head", "fine_tune"):
         content[section].update(quick, hidden_units=8)
     del content["fine_tune"]["hidden_units"]
+    content["fine_tune"]["image_sizes"] = None  # the network sees 32 pixels
 
     def set_keys(section: str, **changes) -> None:
         content[section].update(changes)
@@ -457,6 +459,7 @@ def test_wrong_class_names_are_found_before_tensorflow_starts(project, monkeypat
         raise AssertionError("TensorFlow was started")
 
     monkeypatch.setattr(f"stages.{stage}.start_tensorflow", start)
+    models.save(new_classifier(), paths.HEAD)  # without it fine_tune has nothing to begin with
     project(stage, class_weights={"cat": 1.0, "dgo": 2.0})
     with pytest.raises(UserError, match=rf"{stage}.class_weights: unknown class 'dgo'"):
         main()

@@ -338,16 +338,20 @@ def with_one_hot(dataset, classes: int, weigh=None):
 def fingerprint(*parts: Any) -> str:
     """A short name for a configuration: paths by their content, all else by its repr.
 
-    All code of the stages that this process has loaded is part of it: a run does not resume what
-    other code began.
+    All code of the stages that this process has loaded is part of it, and so are the versions of
+    Keras and TensorFlow: a run does not resume what other code began.
     """
+    import keras
+    import tensorflow as tf
+
     code = {
         name: Path(module.__file__)
         for name, module in sys.modules.items()
         if name.split(".")[0] in ("stages", "__main__") and getattr(module, "__file__", None)
     }
     digest = hashlib.sha256()
-    for part in (*parts, *(code[name] for name in sorted(code))):
+    versions = (keras.__version__, tf.__version__)
+    for part in (*parts, *versions, *(code[name] for name in sorted(code))):
         content = part.read_bytes() if isinstance(part, Path) else repr(part).encode()
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:16]
