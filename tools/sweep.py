@@ -203,8 +203,9 @@ def _untracked(key: str, path: Path) -> list[str]:
     if links and not path.is_absolute():
         path = links[-1]
     done = _ls_files("--others", "--directory", "--no-empty-directory", "--", str(path))
-    if done is None and path.is_absolute():
-        return []  # the same place for every experiment
+    leads_out = Path(os.path.normpath(path)).parts[:1] == ("..",)
+    if done is None and not leads_out:
+        return []  # absolute: the same place for every experiment; or there is no repository at all
     if done is None:
         raise UserError(
             f"{key}: expected a path inside of this repository, or an absolute one, received "
