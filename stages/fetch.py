@@ -13,6 +13,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -175,26 +176,32 @@ def check_images(raw: RawDataset, pixel_limit: int) -> Iterator[inventory.Invent
         )
 
 
+@dataclass
+class Dark:
+    """Images of 16 bits that are nearly black: how many, since there may be a million of them."""
+
+    count: int = 0
+    first: str = ""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} of the images of 16 bits are nearly black, {self.first} the first: "
+            f"their means are below {DARK} of 255. Where a camera stored 10, 12 or 14 bits in 16, "
+            "multiply the values up to all 16 before this pipeline reads them, or little of them "
+            "is left"
+        )
+
+
 def noting_dark(
-    rows: Iterable[inventory.InventoryRow], dark: list[inventory.InventoryRow]
+    rows: Iterable[inventory.InventoryRow], dark: Dark
 ) -> Iterator[inventory.InventoryRow]:
-    """The rows as they come; nearly black ones of 16 bits are put into `dark` as well."""
+    """The rows as they come; nearly black ones of 16 bits are counted in `dark`."""
     for row in rows:
         of_16_bits = row.mode.startswith("I") and not row.problem
         if of_16_bits and max(row.red, row.green, row.blue) < DARK:
-            dark.append(row)
+            dark.count += 1
+            dark.first = dark.first or row.name
         yield row
-
-
-def describe_dark(dark: list[inventory.InventoryRow]) -> str | None:
-    """A sentence on 16-bit images whose values may be of fewer bits; None where there are none."""
-    if not dark:
-        return None
-    return (
-        f"{len(dark)} images of 16 bits, {dark[0].name} the first, are nearly black: their means "
-        f"are below {DARK} of 255. Where a camera stored 10, 12 or 14 bits in 16, multiply the "
-        "values up to all 16 before this pipeline reads them, or little of them is left"
-    )
 
 
 def noting_rejected(
@@ -256,13 +263,13 @@ def main() -> None:
     without_image = [row for split in counts for row in never_stored.get(split, [])]
     raw = RawDataset(paths.RAW)
     rejected: list[inventory.InventoryRow] = []
-    dark: list[inventory.InventoryRow] = []
+    dark = Dark()
     checked = noting_dark(check_images(raw, dataset.pixel_limit), dark)
     rows = itertools.chain(checked, without_image)
     inventory.write(inventory.INVENTORY_FILE, noting_rejected(rows, rejected))
     inventory.write_rejected(inventory.REJECTED_FILE, rejected)
-    if note := describe_dark(dark):
-        print(note)
+    if dark.count:
+        print(dark)
     if dataset.name == "image_table":
         for row in rejected:
             if row.problem in OF_THE_FILE:  # or what is mended behind its URL would never come

@@ -309,7 +309,7 @@ class TestImageFolder:
             values = random.integers(0, largest, (40, 40), dtype=np.uint16)
             Image.fromarray(values).save(tmp_path / "own" / "cat" / f"{name}.png")
         run_main("image_folder", tmp_path / "own")
-        assert "1 images of 16 bits, cat/12 bits.png the first, are nearly black" in (
+        assert "1 of the images of 16 bits are nearly black, cat/12 bits.png the first" in (
             capsys.readouterr().out
         )
 

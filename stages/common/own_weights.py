@@ -77,13 +77,13 @@ def _scaled_as(source, backbone, path: Path):
     here = [layer for layer in backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
     there = [layer for layer in source.layers if not isinstance(layer, keras.layers.InputLayer)]
     further, position = {}, 0
-    for before, layer in zip([None, *there], there, strict=False):
+    for layer in there:
         is_scaling = isinstance(layer, keras.layers.Rescaling)
         if position < len(here) and type(layer) is type(here[position]):
             if is_scaling and not _scale_alike(layer, here[position]):
                 raise _other_scaling(path, layer, here[position])
             position += 1
-        elif is_scaling and position and before is not None:
+        elif is_scaling and position:
             further[here[position - 1].name] = layer
         elif is_scaling:
             raise _other_scaling(path, layer, here[0])
@@ -101,7 +101,7 @@ def _scaled_as(source, backbone, path: Path):
 
 def _scale_alike(one, other) -> bool:
     return all(
-        np.shape(first) == np.shape(second) and np.allclose(first, second, rtol=1e-5, atol=1e-8)
+        np.allclose(first, second, rtol=1e-5, atol=1e-8)  # one number, or one for each colour
         for first, second in ((one.scale, other.scale), (one.offset, other.offset))
     )
 

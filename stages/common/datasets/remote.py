@@ -31,7 +31,7 @@ class Downloader:
         self._lock = threading.Lock()
         self._failures_in_a_row = 0
         self._hosts_in_a_row: set[str] = set()  # of these failures
-        self._hosts_that_gave: set[str] = set()
+        self._hosts_that_answered: set[str] = set()
         self._given_up: set[str] = set()
 
     def get(self, url: str) -> Path:
@@ -64,11 +64,11 @@ class Downloader:
                 if wait is not None:
                     time.sleep(wait)
             else:
-                self._note_success(host)
+                self._note_answer(host)
                 return target
         detail = f"{url}: {type(last).__name__}: {last}"
         if _is_final(last):
-            self._note_success(host)  # a host that says no is there
+            self._note_answer(host)  # that there is no such file
         else:
             self._note_failure(host, detail)
         raise BadImage("not_downloaded", detail)
@@ -77,11 +77,11 @@ class Downloader:
         """Removes what the URL gave, if anything."""
         (self._folder / _file_name(url)).unlink(missing_ok=True)
 
-    def _note_success(self, host: str) -> None:
+    def _note_answer(self, host: str) -> None:
         with self._lock:
             self._failures_in_a_row = 0
             self._hosts_in_a_row.clear()
-            self._hosts_that_gave.add(host)
+            self._hosts_that_answered.add(host)
 
     def _note_failure(self, host: str, detail: str) -> None:
         """Gives up where one download after the other fails: a million would take days.
@@ -93,7 +93,7 @@ class Downloader:
             self._hosts_in_a_row.add(host)
             if self._failures_in_a_row < MOST_FAILURES_IN_A_ROW:
                 return
-            if self._hosts_in_a_row == {host} and self._hosts_that_gave - {host}:
+            if self._hosts_in_a_row == {host} and self._hosts_that_answered - {host}:
                 self._given_up.add(host)
                 self._failures_in_a_row = 0
                 self._hosts_in_a_row.clear()
