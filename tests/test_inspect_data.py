@@ -197,6 +197,16 @@ def test_what_a_split_lacks_and_what_was_left_out_is_told(content):
     ]
 
 
+def test_nearly_black_images_of_sixteen_bits_are_wrong(content):
+    mixed = [
+        dataclasses.replace(row, mode=mode, red=8.0, green=8.0, blue=8.0)
+        for mode, label in (("I;16", "cat"), ("L", "dog"))
+        for row in rows(label, 9)
+    ]
+    (told,) = summary(mixed, content, of_split=metrics())["What is wrong"]
+    assert told.startswith("9 of the images of 16 bits are nearly black, cat/0.jpg the first")
+
+
 def test_pages_that_are_channels_are_all_used(content):
     images = [dataclasses.replace(row, frames=5) for row in rows("cat", 9) + rows("dog", 9)]
     told = summary(images, content, of_split=metrics())["What is wrong"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from stages import fetch
 from stages.common import geometry, inventory, params, paths, splits
 from stages.common.run import UserError, run
 
@@ -47,6 +48,7 @@ class Found:
     heights: list[int] = field(default_factory=list)
     grey: int = 0
     animated: int = 0
+    dark: fetch.Dark = field(default_factory=fetch.Dark)
 
     @property
     def rejected(self) -> int:
@@ -57,7 +59,7 @@ class Found:
 def count(rows: Iterable[inventory.InventoryRow]) -> Found:
     """Adds up the rows."""
     found = Found()
-    for row in rows:
+    for row in fetch.noting_dark(rows, found.dark):
         if row.problem:
             found.problems.setdefault(row.problem, []).append(row.name)
             found.classes[row.label] += 0  # a class without one good image is to be seen
@@ -123,6 +125,8 @@ def what_is_wrong(found: Found, metrics: dict | None, content: dict[str, Any]) -
         lines.append(f"{_images(len(names))} rejected, {meaning}: {_listed(names)}")
     if found.animated and content["preprocess"]["channels"] in (geometry.RGB, geometry.GREY):
         lines.append(f"{_images(found.animated)} with several frames: only the first is used")
+    if found.dark.count:
+        lines.append(str(found.dark))
     duplicates = metrics["duplicates"] if metrics else Counter()
     for kind, *words in (
         ("exact", "exact copy", "exact copies"),
