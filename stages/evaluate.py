@@ -50,7 +50,7 @@ def measure(
         columns: by whose values to give the metrics too.
         temperature: see metrics.numbers.
         resamples: for the intervals.
-        image_weights: (images,), 0 or more, for weighted_accuracy; None: do without it.
+        image_weights: (images,), 0 or more, for the weighted metrics; None: do without them.
 
     Returns:
         What stages.common.metrics gives, `interval` (metric to low and high), and

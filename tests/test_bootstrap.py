@@ -61,6 +61,21 @@ def test_weighted_metrics_are_those_of_scikit_learn(classes, decimals):
         assert at_column == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_weights_of_images_count_on_top_of_how_often_they_are_drawn(classes):
+    labels, probabilities = draw(60, classes)
+    image_weights = np.random.default_rng(2).integers(0, 3, 60) / 3
+    times = np.random.default_rng(3).integers(0, 3, (60, 2)).astype(np.float32)
+    found = bootstrap.Statistics(labels, probabilities, image_weights).of(times)
+    assert set(found) == METRICS | {"weighted_accuracy", "weighted_roc_auc"}
+    for column in range(2):
+        weighted = by_scikit_learn(labels, probabilities, times[:, column] * image_weights)
+        plain = by_scikit_learn(labels, probabilities, times[:, column])
+        for name in ("accuracy", "roc_auc"):
+            assert found[f"weighted_{name}"][column] == pytest.approx(weighted[name], rel=1e-5)
+            assert found[name][column] == pytest.approx(plain[name], rel=1e-5)
+
+
 def test_whole_weights_are_images_taken_as_often():
     labels, probabilities = draw(40, 3)
     times = np.random.default_rng(2).integers(0, 3, (40, 5)).astype(np.float32)

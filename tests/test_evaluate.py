@@ -88,14 +88,17 @@ class Recomputed:
             "f1_macro": of.f1_score(labels, predicted, average="macro"),
             **self.calibration(labels, probabilities),
         }
-        areas = [
-            of.roc_auc_score(labels == number, probabilities[:, number])
-            for number in numbers
-            if 0 < (labels == number).sum() < len(labels)
-        ]
-        if (weights := self.weights[rows]).any():
+        weights = self.weights[rows]
+        for name, counts in {"roc_auc": np.ones(len(labels)), "weighted_roc_auc": weights}.items():
+            areas = [
+                of.roc_auc_score(labels == number, probabilities[:, number], sample_weight=counts)
+                for number in numbers
+                if counts[labels == number].any() and counts[labels != number].any()
+            ]
+            found |= {name: np.mean(areas)} if areas else {}
+        if weights.any():
             found["weighted_accuracy"] = weights[predicted == labels].sum() / weights.sum()
-        return found | ({"roc_auc": np.mean(areas)} if areas else {})
+        return found
 
     def calibration(self, labels, probabilities) -> dict[str, float]:
         one_hot = np.eye(len(self.class_names))[labels]
@@ -224,7 +227,8 @@ def test_every_number_follows_from_the_table_of_predictions(project):
     for column, value in (("camera", "b"), ("score", "0"), ("score", "0.3333"), ("score", "1")):
         found = written["slice"][column][value].pop("interval")
         # Where all weights are 0 there is nothing to weigh.
-        undefined = {"weighted_accuracy"} if (column, value) == ("score", "0") else set()
+        weighted = {"weighted_accuracy", "weighted_roc_auc"}
+        undefined = weighted if (column, value) == ("score", "0") else set()
         assert set(found) == set(expected["interval"]) - undefined
     cost = {name: written.pop(name) for name in ("parameters", "multiply_adds")}
     assert flat(written) == pytest.approx(flat(expected), abs=1.5e-6)

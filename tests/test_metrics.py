@@ -149,9 +149,27 @@ def test_pieces_add_up_to_the_whole(monkeypatch):
     assert in_pieces == pytest.approx(whole)
 
 
+def test_a_weighted_area_counts_pairs_of_images_by_their_weights():
+    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.4, 0.9])
+    weights = np.array([1.0, 0.5, 0.5, 1.0])
+    # Of the pairs one is in the wrong order, that of the two images that count half.
+    result = metrics.areas(labels, np.stack([1 - scores, scores], axis=1), weights)
+    assert result["weighted_roc_auc"] == pytest.approx(1 - 0.5 * 0.5 / (1.5 * 1.5))
+    assert result["roc_auc"] == 3 / 4
+
+
+def test_a_class_whose_images_weigh_nothing_has_no_weighted_area():
+    weights = (LABELS == 0).astype(float)
+    assert "weighted_roc_auc" not in numbers(LABELS, PROBABILITIES, 1.0, image_weights=weights)
+    three = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.3, 0.4, 0.3], [0.1, 0.2, 0.7]])
+    labels, weights = np.array([0, 1, 1, 2]), np.array([1.0, 1.0, 2.0, 0.0])
+    found = metrics.areas(labels, three, weights)
+    assert found["weighted_roc_auc"] == 1.0  # over the first two classes
+
+
 def test_areas_can_be_left_out():
-    result = numbers(LABELS, PROBABILITIES, 1.0, with_areas=False)
-    assert not {"roc_auc", "average_precision"} & set(result)
+    result = numbers(LABELS, PROBABILITIES, 1.0, with_areas=False, image_weights=np.ones(4))
+    assert not {"roc_auc", "average_precision", "weighted_roc_auc"} & set(result)
 
 
 def test_metrics_file_holds_sorted_finite_numbers_only(tmp_path):

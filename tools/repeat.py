@@ -25,7 +25,14 @@ from tools import check_params, experiment, revisions, sweep
 from tools.search import with_values
 
 FIXED_COLUMNS = ("model", "change", "seed")
-METRICS = ("accuracy", "weighted_accuracy", "balanced_accuracy", "roc_auc", "loss")
+METRICS = (
+    "accuracy",
+    "weighted_accuracy",
+    "balanced_accuracy",
+    "roc_auc",
+    "weighted_roc_auc",
+    "loss",
+)
 
 
 def name_of(target: str, values: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ HEADLINES = (
     ("balanced_accuracy", "higher"),
     ("f1_macro", "higher"),
     ("roc_auc", "higher"),
+    ("weighted_roc_auc", "higher"),
     ("loss", "lower"),
     ("brier_score", "lower"),
     ("expected_calibration_error", "lower"),

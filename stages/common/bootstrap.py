@@ -36,7 +36,7 @@ def distribution(
         groups: (images,), names; images of one group are drawn together.
         resamples: how many sets of as many groups to draw, with replacement.
         advance: is told the number of resamples that are done since it was last called.
-        image_weights: (images,), 0 or more, for weighted_accuracy; None: do without it.
+        image_weights: (images,), 0 or more, for the weighted metrics; None: do without them.
 
     Returns:
         Metric to (resamples,) float64; see `Statistics.of`. Equal groups give the same resamples,
@@ -119,6 +119,7 @@ class Statistics:
                 by_class(labels, right),
             ]
         )
+        self._image_weights = image_weights
         self._weighted_sums = None
         if image_weights is not None:
             self._weighted_sums = np.stack([right * image_weights, image_weights])
@@ -139,8 +140,8 @@ class Statistics:
         Returns:
             accuracy, loss, brier_score, with weights of images weighted_accuracy and, where the
             images are of two classes at least, balanced_accuracy, f1_macro and (of up to 100
-            classes) roc_auc, NaN where undefined; as defined in stages.common.metrics,
-            (weightings,) each.
+            classes) roc_auc and, with weights of images, weighted_roc_auc, NaN where undefined; as
+            defined in stages.common.metrics, (weightings,) each.
         """
         sums = self._sums @ weights
         accuracy, loss, brier_score = sums[:3] / weights.sum(axis=0)
@@ -158,11 +159,18 @@ class Statistics:
         found["balanced_accuracy"] = np.nanmean(recall, axis=0)
         found["f1_macro"] = np.nanmean(f1, axis=0)
         if self._areas:
-            areas = np.stack([area.of(weights) for area in self._areas])
-            defined = np.isfinite(areas)
-            with np.errstate(invalid="ignore"):
-                found["roc_auc"] = np.where(defined, areas, 0).sum(axis=0) / defined.sum(axis=0)
+            found["roc_auc"] = self._mean_area(weights)
+            if self._image_weights is not None:
+                found["weighted_roc_auc"] = self._mean_area(
+                    weights * self._image_weights[:, np.newaxis]
+                )
         return found
+
+    def _mean_area(self, weights: np.ndarray) -> np.ndarray:
+        areas = np.stack([area.of(weights) for area in self._areas])
+        defined = np.isfinite(areas)
+        with np.errstate(invalid="ignore"):
+            return np.where(defined, areas, 0).sum(axis=0) / defined.sum(axis=0)
 
 
 class RocArea:

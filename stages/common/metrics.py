@@ -72,18 +72,17 @@ def numbers(
         temperature: by which the model divides its logits; None where it can't be taken back: of
             probabilities averaged over several views.
         with_areas: whether to find the areas under curves, which take longest.
-        image_weights: (images,), 0 or more, for weighted_accuracy; None: do without it.
+        image_weights: (images,), 0 or more, for the weighted metrics; None: do without them.
 
     Returns:
         images; accuracy, top_5_accuracy (only with more than five classes): fractions from 0 to 1;
         loss, expected_calibration_error, brier_score: see `calibration`, and the same under
         `uncalibrated` for what the model would say without its temperature, if there is one to take
-        back; weighted_accuracy: the
-        weights of the images that are right over all weights (unless all are 0). Where the images
-        are of two classes at least: balanced_accuracy (mean recall of the classes that images
-        have), f1_macro (mean over the classes that images or predictions have), f1_weighted,
-        roc_auc and average_precision (see `areas`): fractions from 0 to 1; cohen_kappa: from -1 to
-        1.
+        back; weighted_accuracy: the weights of the images that are right over all weights (unless
+        all are 0). Where the images are of two classes at least: balanced_accuracy (mean recall of
+        the classes that images have), f1_macro (mean over the classes that images or predictions
+        have), f1_weighted (by the images of a class), roc_auc, average_precision and
+        weighted_roc_auc (see `areas`): fractions from 0 to 1; cohen_kappa: from -1 to 1.
     """
     from sklearn import metrics
 
@@ -115,31 +114,41 @@ def numbers(
             partial(metrics.top_k_accuracy_score, k=TOP, labels=classes), labels, probabilities
         )
     if with_areas:
-        result.update(areas(labels, probabilities))
+        result.update(areas(labels, probabilities, image_weights))
     return result
 
 
-def areas(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+def areas(
+    labels: np.ndarray, probabilities: np.ndarray, image_weights: np.ndarray | None = None
+) -> dict[str, float]:
     """Areas under the ROC curve and under the precision-recall curve (average precision).
 
     Of two classes: of the second one, the positive. Of more: the mean over one-vs-rest curves. A
-    class has a curve only where some images are of it and some are not; without any curve both
+    class has a curve only where some images are of it and some are not; without any curve the
     numbers are left out.
+
+    Returns:
+        roc_auc and average_precision; with weights of images also weighted_roc_auc, the chance that
+        of an image of the class and one of another, each drawn by its weight, the first scores
+        higher, over the classes with weight on both sides.
     """
     from sklearn import metrics
 
-    found = [
-        (
-            metrics.roc_auc_score(labels == number, probabilities[:, number]),
-            metrics.average_precision_score(labels == number, probabilities[:, number]),
+    found = {"roc_auc": [], "average_precision": [], "weighted_roc_auc": []}
+    for number in curve_classes(probabilities.shape[1]):
+        positive, scores = labels == number, probabilities[:, number]
+        if not 0 < positive.sum() < len(labels):
+            continue
+        found["roc_auc"].append(metrics.roc_auc_score(positive, scores))
+        found["average_precision"].append(metrics.average_precision_score(positive, scores))
+        if image_weights is None or not (
+            image_weights[positive].any() and image_weights[~positive].any()
+        ):
+            continue
+        found["weighted_roc_auc"].append(
+            metrics.roc_auc_score(positive, scores, sample_weight=image_weights)
         )
-        for number in curve_classes(probabilities.shape[1])
-        if 0 < (labels == number).sum() < len(labels)
-    ]
-    if not found:
-        return {}
-    roc_auc, average_precision = np.mean(found, axis=0)
-    return {"roc_auc": float(roc_auc), "average_precision": float(average_precision)}
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
 def curve_classes(classes: int) -> range:

@@ -46,6 +46,7 @@ METRICS = (
     Metric("f1_weighted", "Weighted F1", "the same, weighted by the images of a class"),
     Metric("cohen_kappa", "Cohen's κ", "agreement beyond chance, which is 0"),
     Metric("roc_auc", "ROC AUC", "area under the ROC curve; guessing gives 0.5"),
+    Metric("weighted_roc_auc", "Weighted ROC AUC", "the same, by evaluate.weight_column"),
     Metric("average_precision", "Average precision", "area under precision over recall"),
     Metric("loss", "Loss", "negative log-likelihood, nats", False),
     Metric("expected_calibration_error", "Calibration error", "gap to the confidence, mean", False),
