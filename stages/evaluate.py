@@ -5,7 +5,8 @@ Called as `python -m stages.evaluate head` or `… fine_tuned`.
 Reads:  data/images/test/ — uint8, RGB as a rule; models/<model>.keras; data/splits.csv — groups,
         and the columns to slice by.
 Writes: data/predictions/<model>.csv — id, label, predicted, correct, one probability a class.
-        metrics/<model>.json — numbers, nested: all but the cost follow from the predictions.
+        metrics/<model>.json — numbers, nested: all but the cost and the temperature follow from the
+        predictions and data/splits.csv.
         plots/<model>/ — CSV files and pictures, see stages.common.evaluation_plots.
         data/gallery/<model>/ — pictures for the report, see stages.common.gallery.
 """

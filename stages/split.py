@@ -517,7 +517,8 @@ def main() -> None:
         *describe_gaps(used.labels, assigned, per_class),
     ]:
         print(line)
-    draw_plots(raw, found, copies, used, assigned, split_of)
+    near_ones = parameters.near_duplicate_distance is not None
+    draw_plots(raw, found, copies, used, assigned, split_of, near_ones)
     tables.write_metrics(
         METRICS,
         {
@@ -535,8 +536,12 @@ def draw_plots(
     used: Images,
     assigned: Sequence[str],
     split_of: Sequence[str],
+    near_ones: bool,
 ) -> None:
-    """Writes plots/data; reads data/raw for the pictures that are shown."""
+    """Writes plots/data; reads data/raw for the pictures that are shown.
+
+    `near_ones` tells whether near duplicates were looked for.
+    """
     from stages.common import data_plots, plots
 
     counts = Counter(zip(assigned, used.labels, strict=True))
@@ -556,7 +561,7 @@ def draw_plots(
     pictures = _pictures(raw, shown | samples.keys())
     plots.image_grid(
         PLOTS / "samples.png",
-        [(pictures[image_id], label) for image_id, label in samples.items()],
+        [(pictures[image_id], plots.shorten(label)) for image_id, label in samples.items()],
         columns=SAMPLES_PER_CLASS,
         title=f"Training images and their labels, up to {SAMPLES_PER_CLASS} of a class",
     )
@@ -580,6 +585,7 @@ def draw_plots(
             for group in largest
         ],
         total=int((np.bincount(copies.alike) > 1).sum()),
+        near_ones=near_ones,
     )
 
 

@@ -64,7 +64,7 @@ def write_evidence(
         names = [(class_names[a], class_names[p]) for a, p in zip(labels, predicted, strict=True)]
         plots = folder / "plots" / model
         write_rows(plots / "confusion.csv", ("actual", "predicted"), names)
-        write_curves(plots, class_names)
+        write_curves(plots, class_names, accuracy)
         write_reliability(plots / "reliability.csv", test_images)
         chosen = random.permutation(test_images)[:gallery]
         write_gallery(
@@ -187,28 +187,30 @@ def data_metrics(labels, class_names, rejected: int) -> dict:
     }
 
 
-def write_curves(folder: Path, class_names: Sequence[str]) -> None:
-    """roc.csv and precision_recall.csv: of the second class, of each of up to ten, or of all."""
+def write_curves(folder: Path, class_names: Sequence[str], skill: float) -> None:
+    """roc.csv and precision_recall.csv: of the second class, of each of up to ten, or of all.
+
+    The better the skill, from 0 to 1, the further they are from the diagonal.
+    """
     several = list(class_names) if len(class_names) <= 10 else ["all classes"]
     names = [class_names[1]] if len(class_names) == 2 else several
-    across = np.linspace(0, 1, 100)
+    across = np.linspace(0, 1, 195)
     for file, up, header in (
-        ("roc.csv", across**0.25, ("class", "false_positive_rate", "true_positive_rate")),
-        ("precision_recall.csv", 1 - 0.5 * across**6, ("class", "recall", "precision")),
+        ("roc.csv", across ** (1 - skill), ("class", "false_positive_rate", "true_positive_rate")),
+        ("precision_recall.csv", 1 - (1 - skill) * across**6, ("class", "recall", "precision")),
     ):
         rows = [(name, x, y) for name in names for x, y in zip(across, up, strict=True)]
         write_rows(folder / file, header, rows)
 
 
 def write_reliability(path: Path, test_images: int) -> None:
-    """Over-confident before, calibrated after; the lowest bin is empty."""
+    """Over-confident before, calibrated after; bins without images have no row."""
     rows = []
     for when, gap in (("before", 0.12), ("after", 0.01)):
         for place in range(15):
             confidence = (place + 0.5) / 15
-            images = test_images * place // 105
-            accuracy = max(0.0, confidence - gap) if images else 0.0
-            rows.append((when, confidence, accuracy, images))
+            if images := test_images * place // 105:
+                rows.append((when, confidence, max(0.0, confidence - gap), images))
     write_rows(path, ("temperature", "confidence", "accuracy", "images"), rows)
 
 
@@ -223,6 +225,7 @@ def write_training(folder: Path) -> None:
         write_rows(folder / phase / "history.csv", header, rows)
     layers = [
         LayerRow(0, "stem", "Conv2D", "112 × 112 × 32", 3_400_000, False, True),
+        LayerRow(0, "frozen", "DepthwiseConv2D", "112 × 112 × 32", 200_000, False, False),
         LayerRow(1, "logits", "Dense", "2", 650_000, True, True),
     ]
     rows = [tuple(vars(layer).values()) for layer in layers]

@@ -80,6 +80,13 @@ def test_sizes_tell_the_spread(tmp_path, monkeypatch):
     assert "width / height: 1.5 to 6, median 3" in written
 
 
+def test_sizes_of_large_pictures_are_written_in_full(tmp_path, monkeypatch):
+    written = texts(monkeypatch)
+    data_plots.sizes(tmp_path / "sizes.png", np.array([[12345, 10000], [12344, 10000]]))
+    assert {"width: 12,344 to 12,345, median 12,344", "height: all 10,000"} <= set(written)
+    assert not [text for text in written if "e+" in text]
+
+
 def test_channels_of_grey_pictures_are_one_series(tmp_path, monkeypatch):
     written = texts(monkeypatch)
     labels, assigned = ["cat", "dog", "cat"], ["train", "valid", "test"]
@@ -122,3 +129,5 @@ def test_no_duplicates_are_a_sentence(tmp_path, monkeypatch):
     written = texts(monkeypatch)
     data_plots.duplicates(tmp_path / "duplicates.png", [], total=0)
     assert "No image is a copy or a near duplicate of another." in written
+    data_plots.duplicates(tmp_path / "duplicates.png", [], total=0, near_ones=False)
+    assert "No image is a copy of another." in written

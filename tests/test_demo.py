@@ -97,6 +97,7 @@ def test_a_dropped_image_gets_its_classes_and_a_heat_map(page, address, model_fi
     expect(page.get_by_test_id("label-output-value")).to_have_text(NAMES[row.argmax()])
     shown = page.locator("img[src*='/file=']")
     expect(shown).to_have_count(2, timeout=30_000)
+    expect(page.get_by_text(f"apart: {', '.join(NAMES)}.")).to_be_visible()
     strangers = [url for url in page.asked if not url.startswith((address, "data:", "blob:"))]
     assert not strangers  # nothing but this machine is asked for anything
 

@@ -359,6 +359,8 @@ def test_values_become_readable_names():
     # Shortened, these would be one; version 1.10 is not version 1.1.
     for values in (["0.33333", "0.33334"], ["1.10", "1.1"]):
         assert evaluation.members_by_value(values) == {values[0]: [0], values[1]: [1]}
+    # A cell that says so and one that is so are one slice; none loses its images.
+    assert evaluation.members_by_value(["", "(empty)", "x"]) == {"(empty)": [0, 1], "x": [2]}
 
 
 def test_views_of_an_image_are_averaged(toy_classifier):

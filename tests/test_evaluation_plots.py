@@ -123,6 +123,52 @@ def test_captions_name_the_guesses_in_blue_where_right():
     assert found.actual_name(1) == "a"
 
 
+def test_pictures_say_what_they_show(tmp_path, monkeypatch):
+    """Five images of two classes, two of them wrong: texts of each picture, in order."""
+    said = []
+    monkeypatch.setattr(
+        plots,
+        "image_sections",
+        lambda path, sections, *, title, **_: said.extend(
+            [title, *(text for heading, tiles in sections for text in (heading, *tiles))]
+        ),
+    )
+
+    def texts(draw, *arguments) -> list[str]:
+        said.clear()
+        draw(tmp_path / "fine_tuned" / "picture.png", found, *arguments)
+        # Of a tile the caption; pictures are named by their numbers here.
+        return [text if isinstance(text, str) else text[1] for text in said if text]
+
+    found = make_results([0, 0, 0, 1, 1], binary([0.9, 0.7, 0.2, 0.6, 0.4]), ["cat", "dog"])
+    pictures = {number: number for number in range(5)}
+    title, *captions = texts(evaluation_plots.draw_predictions, [0, 2, 3], pictures)
+    assert title.splitlines()[1] == "3 test images; right on 2 of all 5"
+    assert captions == [
+        "actual: cat\n✗ dog 90.0 %",
+        "actual: cat\n✓ cat 80.0 %",
+        "actual: dog\n✓ dog 60.0 %",
+    ]
+    title, *captions = texts(evaluation_plots.draw_mistakes, [0, 1], pictures)
+    assert title.splitlines()[1] == "The 2 most confident of 3 mistakes on 5 test images"
+    assert captions[1] == "actual: cat\n✗ dog 70.0 %"
+    pairs = evaluation_plots.confused_pairs(found)
+    headings = texts(evaluation_plots.draw_confused_pairs, pairs, pictures)
+    assert "cat taken for dog: 2 of the 3 of that class (66.7 %)" in headings
+    assert "dog taken for cat: 1 of the 2 of that class (50.0 %)" in headings
+    heat = np.zeros((2, 2, 3), np.uint8)
+    overlays = {number: heat + np.array([number, 0, 0], np.uint8) for number in (2, 0)}
+    _, *captions = texts(evaluation_plots.draw_explanations, overlays, pictures)
+    assert captions == [
+        "Wrong: the most confident mistakes of each class in turn",
+        "actual class:\ncat",
+        "predicted (no heat):\ndog 90.0 %",
+        "Right: drawn at random, each class in turn",
+        "actual class:\ncat",
+        "predicted:\ncat 80.0 %",
+    ]
+
+
 def test_classes_and_confused_pairs_by_hand():
     labels = [0, 0, 0, 0, 1, 1, 2]
     said = [0, 1, 1, 2, 1, 1, 1]
@@ -151,9 +197,7 @@ def test_at_most_six_pairs_with_six_examples_are_shown():
 def test_dvc_plots_columns_that_the_tables_have_with_templates_that_are_there(tmp_path):
     for model in ("head", "fine_tuned"):
         found = random_results(50, 3)
-        evaluation_plots.write_tables(
-            tmp_path / "plots" / model, found, found.probabilities[:, ::-1]
-        )
+        evaluation_plots.write_tables(tmp_path / "plots" / model, found, 1.3)
     graph = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     shown = set()
     for plot in graph["plots"]:

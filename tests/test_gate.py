@@ -97,6 +97,16 @@ def test_only_what_is_worse_than_the_rule_allows_fails(repository, changes, wors
     assert all(name in done.stderr for name in worse)
 
 
+def test_a_metric_may_be_kept_from_getting_worse_at_all(repository):
+    rule = {"metric": "fine_tuned.accuracy", "better": "higher", "absolute": 0}
+    repository.rules([rule])
+    assert repository.gate("base").returncode == 0
+    repository.metrics(accuracy=0.899)
+    assert repository.gate("base").returncode == 1
+    repository.rules([rule | {"relative": 0.1}])
+    assert "received absolute and relative" in repository.gate("base").stderr
+
+
 @pytest.mark.parametrize(
     ("against", "message"),
     [

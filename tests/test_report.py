@@ -183,7 +183,245 @@ def test_commit_tells_of_uncommitted_sources():
     assert "not known" in views.commit_lines(evidence.Commit(None))[0]
 
 
+def test_every_number_of_a_table_is_that_of_its_model_and_class(found):
+    metrics = {name: model.metrics for name, model in found.models.items()}
+    head, fine_tuned = metrics["head"], metrics["fine_tuned"]
+    figures = views.key_figures(metrics, found.comparison)
+    assert [figure["value"] for figure in figures] == [
+        wording.percent(head["accuracy"]),
+        wording.percent(fine_tuned["accuracy"]),
+        f"+8.0{SPACE}points",
+    ]
+    facts = dict(views.facts(found))
+    assert f"650,000{SPACE}parameters".replace(SPACE, " ") in facts["Head"][0]
+    assert f"4.05{SPACE}million parameters" in facts["Fine-tuning"][0]
+    for name, images, *cells in views.slice_table("camera", metrics).rows:
+        of_head, of_fine_tuned = (model["slice"]["camera"][name] for model in (head, fine_tuned))
+        assert images == str(of_head["images"])
+        assert [value for value, _ in cells[:2]] == [
+            wording.percent(of_head["accuracy"]),
+            wording.percent(of_fine_tuned["accuracy"]),
+        ]
+    for name, train, test, *cells in views.class_table(metrics, found.data).rows:
+        assert train == str(found.data["splits"]["train"]["class"][name])
+        assert test == str(head["class"][name]["support"])
+        assert cells[:6] == [
+            wording.decimal(model["class"][name][key])
+            for key in ("precision", "recall", "f1")
+            for model in (head, fine_tuned)
+        ]
+    splits = {
+        name: {"images": 3 * times, "class": {"cat": times, "dog": 2 * times}}
+        for name, times in (("train", 5), ("valid", 2), ("test", 1))
+    }
+    assert views.split_counts({"splits": splits}).rows == [
+        ["train", "15", "5", "10"],
+        ["valid", "6", "2", "4"],
+        ["test", "3", "1", "2"],
+    ]
+
+
+def test_mcnemar_tells_which_model_alone_is_right():
+    result = {"head_only_correct": 7, "fine_tuned_only_correct": 21, "p_value": 0.0125}
+    assert wording.mcnemar(result, 656).replace(SPACE, " ") == (
+        "Of 656 test images, 7 are right with the head alone and 21 after fine-tuning alone "
+        "(McNemar's test: p = 0.013)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "begin", "also"),
+    [
+        ({"method": "stratified"}, "Images were parted class by class, in an order that", []),
+        ({"method": "hashed"}, "Images were parted each by a number that follows from", []),
+        ({"method": "sequential"}, "Images were parted in the stored order: train 60.0 %", []),
+        ({"folds": 5, "fold": 2}, "Images were parted class", ["The test split is fold 2 of 5."]),
+        (
+            {"test": "official", "official_copies": "leave_out"},
+            "Images were parted class",
+            ["Splits that the source draws itself were kept.", "is not trained on."],
+        ),
+        (
+            {"valid": "official", "test": "official"},
+            "Images are parted as the source parts them: train 60.0 %, valid 20.0 %, test 20.0 %.",
+            ["Splits that the source draws itself were kept."],
+        ),
+        ({"near_duplicate_distance": None}, "Images", ["Identical images are never in two"]),
+        ({"near_duplicate_distance": 3}, "Images", ["near duplicates (3 of 64 bits"]),
+    ],
+)
+def test_how_images_were_parted_is_said(found, changes, begin, also):
+    split = found.params["split"] | {"official_copies": "warn"} | changes
+    text = wording.split_sentence(split, found.data["splits"]).replace(SPACE, " ")
+    assert text.startswith(begin)
+    for part in also:
+        assert part in text
+    if "test" not in changes:
+        assert "source draws itself" not in text
+
+
+def test_slices_are_told_by_the_lowest_and_the_highest():
+    values = {
+        name: {"accuracy": accuracy, "images": images}
+        for name, accuracy, images in (("a", 0.8, 10), ("b", 0.7, 20), ("c", 0.9, 1))
+    }
+    assert wording.spread_of_slices("camera", values).replace(SPACE, " ") == (
+        "By camera, the fine-tuned model's accuracy goes from 70.0 % (“b”, 20 images) to 90.0 % "
+        "(“c”, 1 image)."
+    )
+    equal = {name: {"accuracy": 1.0, "images": 9} for name in "ab"}
+    text = wording.spread_of_slices("camera", equal).replace(SPACE, " ")
+    assert text == "By camera, the fine-tuned model's accuracy is 100.0 % for every value."
+    assert wording.spread_of_slices("camera", {"a": values["a"]}) is None
+
+
+def test_a_model_without_mistakes_is_not_said_to_be_certain():
+    clear = {"accuracy": {"difference": 0.1, "low": 0.05, "high": 0.15}}
+    data = {"splits": {"train": {"class": {"cat": 90, "dog": 100}}}}
+    perfect = model_metrics(1.0, images=60, cat=30, dog=30)
+    perfect["interval"]["accuracy"] = {"low": 1.0, "high": 1.0}
+    text = " ".join(wording.caveats(data, {"fine_tuned": perfect}, clear)).replace(SPACE, " ")
+    assert "up to 5.0 % of such images are wrong, 60 images may all be right" in text
+    usual = wording.caveats(data, {"fine_tuned": model_metrics(0.9)}, clear)
+    assert "without width" not in " ".join(usual)
+
+
+def with_params(found, section: str, **changes) -> evidence.Evidence:
+    """The same with other params of one section."""
+    changed = found.params | {section: found.params[section] | changes}
+    return dataclasses.replace(found, params=changed)
+
+
+def test_numbers_of_averaged_views_are_not_said_to_be_those_of_the_saved_model(found):
+    none = dict.fromkeys(("horizontal_flip", "vertical_flip", "quarter_turns"), False)
+    for flags, words in (
+        ({}, "each image as it is"),
+        ({"horizontal_flip": True}, "mean probabilities of 2 views"),
+        ({"horizontal_flip": True, "quarter_turns": True}, "mean probabilities of 8 views"),
+    ):
+        averaged = with_params(found, "evaluate", test_time_augment=none | flags)
+        (sentence,) = dict(views.facts(averaged))["Measured on"]
+        assert words in sentence
+        assert ("answers somewhat differently" in sentence) == bool(flags)
+
+
+def test_losses_of_the_curves_are_told_from_those_of_the_tables(found):
+    plain = with_params(found, "train_head", label_smoothing=0.0)
+    smoothed = with_params(plain, "fine_tune", label_smoothing=0.05)
+    note = views.learning_note(smoothed)
+    assert "accuracy may lie below that of validation, and loss above" in note
+    assert "before the temperature, of fine-tuning with label smoothing of 0.05:" in note
+    assert "smoothing" not in views.learning_note(
+        with_params(plain, "fine_tune", label_smoothing=0)
+    )
+    regression = [{"epoch": 1, "l2": 0.1}]
+    models = {
+        name: dataclasses.replace(model, history=regression) for name, model in found.models.items()
+    }
+    note = views.learning_note(dataclasses.replace(smoothed, models=models))
+    assert note.startswith("Losses are before the temperature:")
+
+
+def test_images_that_took_no_part_are_counted(found):
+    assert not any("took no part" in note for note in views.data_notes(found))
+    more = dataclasses.replace(found, data=found.data | {"images": found.data["images"] + 1500})
+    note = views.data_notes(more)[0].replace(SPACE, " ")
+    assert note.startswith("1,500 images of the source's 4,509 took no part")
+
+
+def test_classes_of_which_no_image_is_used_are_named(found):
+    splits = {
+        name: split | {"class": {k: v for k, v in split["class"].items() if k != "class 3"}}
+        for name, split in found.data["splits"].items()
+    }
+    without = dataclasses.replace(found, data=found.data | {"splits": splits})
+    assert f"1{SPACE}class has no training image: class 3." in views.data_notes(without)
+    assert not any("no training image" in note for note in views.data_notes(found))
+
+
+def test_near_duplicates_that_were_not_looked_for_are_not_counted(found):
+    looked = with_params(found, "split", near_duplicate_distance=2)
+    assert ["Groups of near duplicates", "12"] in views.duplicates_table(looked).rows
+    rows = views.duplicates_table(with_params(found, "split", near_duplicate_distance=None)).rows
+    assert ["Groups of near duplicates", "not looked for"] in rows
+    assert ["Groups of identical images", "3"] in rows
+
+
 # Charts
+
+
+def traces(chart: charts.Chart, name: str) -> list[dict]:
+    """Those of a chart that bear a name."""
+    return [trace for trace in chart.figure["data"] if trace.get("name") == name]
+
+
+def test_every_chart_shows_each_model_its_own_numbers(found):
+    close = {"rel": 1e-4}
+    for model, name in wording.NAMES.items():
+        metrics = found.models[model].metrics
+        shown = {}
+        for place, trace in enumerate(traces(charts.headline(found.models), name)):
+            ends = trace["error_x"]
+            keys = [m.key for m in wording.METRICS if m.key in metrics["interval"]]
+            keys = [key for key in keys if wording.METRIC_OF_KEY[key].higher_is_better != place]
+            for key, x, up, down in zip(
+                keys, trace["x"], ends["array"], ends["arrayminus"], strict=True
+            ):
+                shown[key] = {"low": x - down, "high": x + up}
+                assert x == pytest.approx(metrics[key], **close)
+        for key, interval in metrics["interval"].items():
+            assert shown[key] == pytest.approx(interval, abs=1e-4)
+
+        values = metrics["slice"]["camera"]
+        (trace,) = traces(charts.slices(0, "camera", found.models), name)
+        assert sorted(trace["x"]) == pytest.approx(
+            sorted(value["accuracy"] for value in values.values()), **close
+        )
+        (trace,) = traces(charts.class_f1(found.models), name)
+        expected = [metrics["class"][each]["f1"] for each in trace["customdata"][-5:]]
+        assert list(trace["x"][-5:]) == pytest.approx(expected, **close)
+
+        for chart, curves in (
+            (charts.roc(found.models), found.models[model].roc),
+            (charts.precision_recall(found.models), found.models[model].precision_recall),
+        ):
+            lines = [trace for trace in chart.figure["data"] if trace.get("meta")]
+            line = lines[list(wording.NAMES).index(model)]
+            assert list(line["y"]) == pytest.approx([up for _, up in curves[ALL_CLASSES]], **close)
+
+        chart = charts.learning(model, found.models[model].history)
+        for quantity, training, validation in zip(
+            ("accuracy", "loss"),
+            *(traces(chart, n) for n in ("training", "validation")),
+            strict=True,
+        ):
+            for trace, key in ((training, quantity), (validation, f"val_{quantity}")):
+                expected = [row[key] for row in found.models[model].history]
+                assert list(trace["y"]) == pytest.approx(expected, **close)
+    assert [len(found.models[model].history) for model in wording.NAMES] == [12, 6]
+
+
+def test_class_balance_shows_every_split_its_own_images(found):
+    splits = found.data["splits"]
+    chart = charts.class_balance(splits)
+    for name, split in splits.items():
+        (trace,) = traces(chart, name)
+        assert sum(trace["x"]) == sum(split["class"].values())
+
+
+@pytest.mark.parametrize("points", [2, 11, 19, 195])
+def test_the_table_of_curves_has_every_class_from_end_to_end(found, points):
+    names = [f"class {number}" for number in range(10)]
+    curve = [(place / (points - 1), 1.0) for place in range(points)]
+    models = {
+        name: dataclasses.replace(model, roc={each: curve for each in names})
+        for name, model in found.models.items()
+    }
+    rows = charts.roc(models).table.rows
+    assert Counter(map(tuple, (row[:2] for row in rows))) == {
+        (each, name): min(points, 11) for each in names for name in wording.NAMES.values()
+    }
+    assert [rows[0][2], rows[-1][2]] == ["0.000", "1.000"]
 
 
 def test_confusion_shows_shares_of_the_actual_class():
@@ -421,9 +659,18 @@ def test_stage_writes_the_page_of_two_classes_and_twenty_images(tmp_path, run_st
     assert (tmp_path / "reports/index.html").read_bytes() == first
 
 
-def test_stage_says_which_file_is_missing_and_how_to_get_it(tmp_path, run_stage):
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "metrics/comparison.json",
+        "plots/fine_tune/layers.csv",
+        "data/rejected.csv",
+        "data/gallery/head/0000.jpg",
+    ],
+)
+def test_which_file_is_missing_is_said_and_how_to_get_it(tmp_path, monkeypatch, missing):
     report_fixture.write_evidence(tmp_path, HOSTILE, test_images=20, gallery=2)
-    (tmp_path / "metrics/comparison.json").unlink()
-    done = run_stage("report")
-    assert done.returncode == 1
-    assert "error: metrics/comparison.json does not exist; `dvc repro` makes it" in done.stderr
+    (tmp_path / missing).unlink()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^{missing} does not exist; `dvc repro` makes it$"):
+        evidence.read()

@@ -151,6 +151,30 @@ def test_shares_of_a_confusion_count_what_is_left_out(tmp_path, monkeypatch):
     compare.draw_confusion(None, "actual,predicted\nx$_$y,b\nb,b\n", "t", tmp_path / "m.png")
 
 
+L2 = "epoch,l2,val_loss,val_accuracy\n1,0.1,0.5,0.8\n2,0.01,0.4,0.9\n"
+EPOCHS = "epoch,val_loss,val_accuracy\n1,0.5,0.8\n2,0.4,0.9\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "unit", "curves"),
+    [
+        (EPOCHS, EPOCHS, "epoch", [[1, 2], [1, 2]]),
+        (L2, L2, "strength of L2", [[0.1, 0.01], [0.1, 0.01]]),
+        (EPOCHS, L2, "strength of L2", [[0.1, 0.01]]),
+        (L2, EPOCHS, "epoch", [[1, 2]]),
+        (None, EPOCHS, "epoch", [[1, 2]]),
+    ],
+)
+def test_strengths_of_l2_are_no_epochs(tmp_path, monkeypatch, before, after, unit, curves):
+    figures = []
+    monkeypatch.setattr(compare.plots, "save", lambda figure, _: figures.append(figure))
+    sides = {} if before is None else {"train_head": before}
+    compare.draw_curves(sides, {"train_head": after}, tmp_path / "c.png")
+    for axis in figures[0].axes:
+        assert axis.get_xlabel() == unit
+        assert [list(line.get_xdata()) for line in axis.get_lines()] == curves
+
+
 def test_long_names_of_classes_leave_room_for_the_confusion(tmp_path, recwarn):
     names = ["a class with a name of thirty-odd letters", "z" * 120]
     rows = [f"{actual},{predicted}" for actual in names for predicted in names]

@@ -79,6 +79,9 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def draw_curves(before: dict[str, str], after: dict[str, str], file: Path) -> None:
     """Validation loss and accuracy by epoch, a row of charts for each training stage.
 
+    Of logistic regression by the strength of its regularisation, which is what its rows differ in;
+    where only one of the two sides has that, they share no axis and only the work tree's is drawn.
+
     Args:
         before: stage to the text of its history.csv, at the revision.
         after: the same of the work tree.
@@ -86,19 +89,22 @@ def draw_curves(before: dict[str, str], after: dict[str, str], file: Path) -> No
     """
     figure = plots.new_figure(9, 3 * len(after))
     axes = figure.subplots(len(after), 2, squeeze=False)
-    for (stage, text), row in zip(after.items(), axes, strict=True):
-        sides = (("before", before.get(stage), "--"), ("now", text, "-"))
-        for axis, name in zip(row, ("loss", "accuracy"), strict=True):
-            for label, content, style in sides:
-                if content is None:
-                    continue
-                rows = list(csv.DictReader(io.StringIO(content)))
-                epochs = [int(float(row["epoch"])) for row in rows]
+    for (stage, text), charts in zip(after.items(), axes, strict=True):
+        now = list(csv.DictReader(io.StringIO(text)))
+        earlier = list(csv.DictReader(io.StringIO(before.get(stage, ""))))
+        key, unit = ("l2", "strength of L2") if "l2" in now[0] else ("epoch", "epoch")
+        comparable = bool(earlier) and ("l2" in earlier[0]) == (key == "l2")
+        sides = [("before", earlier, "--")] if comparable else []
+        for axis, name in zip(charts, ("loss", "accuracy"), strict=True):
+            for label, rows, style in [*sides, ("now", now, "-")]:
+                steps = [float(row[key]) for row in rows]
                 values = [float(row[f"val_{name}"]) for row in rows]
                 marker = "o" if len(rows) == 1 else None
-                axis.plot(epochs, values, style, marker=marker, label=label)
+                axis.plot(steps, values, style, marker=marker, label=label)
+            if key == "l2":
+                axis.set_xscale("log")
             axis.set_title(f"{stage}: validation {name}")
-            axis.set_xlabel("epoch")
+            axis.set_xlabel(unit)
             axis.grid(alpha=0.3)
             axis.legend()
     plots.save(figure, file)

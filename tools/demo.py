@@ -9,7 +9,9 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import socket
+import string
 import sys
 import tempfile
 from pathlib import Path
@@ -37,6 +39,11 @@ def look_at(classifier: predict.Classifier, encoded: bytes) -> tuple[dict[str, f
     return dict(zip(classifier.class_names, probabilities.tolist(), strict=True)), overlay
 
 
+def literal(text: str) -> str:
+    """Markdown that shows a text as it is, whatever signs it has."""
+    return re.sub(f"([{re.escape(string.punctuation)}])", r"\\\1", text)
+
+
 def page(classifier: predict.Classifier, name: str):
     """The page as Gradio's Blocks."""
     import gradio
@@ -52,7 +59,7 @@ def page(classifier: predict.Classifier, name: str):
     with gradio.Blocks(title=f"Warmstart: {name}", analytics_enabled=False) as blocks:
         gradio.Markdown(
             f"# What is in the picture?\n`{name}` tells {len(classifier.class_names)} classes "
-            f"apart: {', '.join(classifier.class_names[:12])}"
+            f"apart: {', '.join(map(literal, classifier.class_names[:12]))}"
             f"{' …' if len(classifier.class_names) > 12 else ''}. It names one of them for every "
             "picture, whatever the picture shows."
         )

@@ -44,7 +44,9 @@ class Rule:
 
     @model_validator(mode="after")
     def _one_tolerance(self):
-        given = [name for name in TOLERANCES if getattr(self, name) not in (None, False)]
+        values = {name: getattr(self, name) for name in TOLERANCES}
+        # By identity: a tolerance of 0 is one, and equals False.
+        given = [name for name, value in values.items() if value is not None and value is not False]
         if len(given) != 1:
             raise ValueError(
                 f"expected one of {', '.join(TOLERANCES)} for {self.metric}, received "

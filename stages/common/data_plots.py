@@ -178,16 +178,20 @@ def channels(path: Path, means: np.ndarray, labels: Sequence[str], assigned: Seq
     plots.save(figure, path)
 
 
-def duplicates(path: Path, groups: Sequence[DuplicateGroup], total: int) -> None:
+def duplicates(
+    path: Path, groups: Sequence[DuplicateGroup], total: int, *, near_ones: bool = True
+) -> None:
     """Writes a PNG with groups of duplicates, one below the other; a sentence if there is none.
 
     Args:
         path: the file; its folder must exist.
         groups: the largest first.
         total: groups that there are.
+        near_ones: whether near duplicates were looked for.
     """
     if not groups:
-        plots.sentence(path, "No image is a copy or a near duplicate of another.")
+        kinds = "copy or a near duplicate of another." if near_ones else "copy of another."
+        plots.sentence(path, f"No image is a {kinds}")
         return
     columns = max(4, max(len(group.shown) for group in groups))
     sections = []
@@ -258,7 +262,7 @@ def _log_axis(axis, edges: np.ndarray) -> None:
     few = edges[-1] / edges[0] < 16
     axis.xaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5) if few else (1,), numticks=12))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _readable(value)))
     axis.set_xlim(edges[0], edges[-1])
 
 
@@ -269,8 +273,15 @@ def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 def _spread(values: np.ndarray) -> str:
     """`all 300`, or the least, the median and the largest."""
-    low, middle, high = (f"{value:,.4g}" for value in np.quantile(values, (0, 0.5, 1)))
-    return f"all {low}" if low == high else f"{low} to {high}, median {middle}"
+    low, middle, high = np.quantile(values, (0, 0.5, 1))
+    if low == high:
+        return f"all {_readable(low)}"
+    return f"{_readable(low)} to {_readable(high)}, median {_readable(middle)}"
+
+
+def _readable(value: float) -> str:
+    """Four digits, and all of those before the point: 0.6667, 12,345."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -138,7 +138,10 @@ def members_by_value(values: Sequence[str]) -> dict[str, list[int]]:
     readable = {value: _readable(value) for value in members}
     if len(set(readable.values())) < len(readable):
         readable = {value: value or "(empty)" for value in members}
-    return {readable[value]: members[value] for value in members}
+    shown: dict[str, list[int]] = {}
+    for value, positions in members.items():
+        shown.setdefault(readable[value], []).extend(positions)  # cells may say "(empty)" too
+    return shown
 
 
 def _readable(value: str) -> str:

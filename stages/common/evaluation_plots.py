@@ -389,7 +389,7 @@ def draw_confused_pairs(path: Path, results: Results, pairs, pictures) -> None:
         (
             f"{plots.shorten(names[pair.actual], 30)} taken for "
             f"{plots.shorten(names[pair.predicted], 30)}: "
-            f"{pair.images} of {pair.of} test images ({100 * pair.images / pair.of:.1f} %)",
+            f"{pair.images} of the {pair.of} of that class ({100 * pair.images / pair.of:.1f} %)",
             [(pictures[index], results.guess(index)) for index in pair.examples],
         )
         for pair in pairs

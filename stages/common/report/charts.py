@@ -434,8 +434,10 @@ def _curves(name, title, curves, areas, axes, area_name, shapes) -> Chart:
                     f"<extra>{NAMES[model]}</extra>",
                 )
             )
-            # About ten points a curve say as much as a reader can take in.
-            for x, y in points[:: max(1, len(points) // 10)]:
+            # As many say as much as a reader can take in. Both ends are among them.
+            last = len(points) - 1
+            chosen = sorted({round(last * tenth / 10) for tenth in range(11)})
+            for x, y in (points[place] for place in chosen):
                 rows.append([class_name, NAMES[model], decimal(x), decimal(y)])
     known = [f"{NAMES[model]} {decimal(area)}" for model, area in areas.items() if area is not None]
     subject = f"“{class_names[0]}”" if one else wording.count(len(class_names), "class", "classes")
@@ -455,9 +457,9 @@ def _curves(name, title, curves, areas, axes, area_name, shapes) -> Chart:
         ),
         table=Table(
             ["class", "model", *axes],
-            rows[:MOST_TABLE_ROWS],
+            rows,
             text_columns=2,
-            note="Every tenth of each curve; all points are in plots/.",
+            note="About ten points of each curve; all of them are in plots/.",
         ),
         height=400,
         choices=() if one else tuple(class_names),
@@ -477,7 +479,7 @@ def reliability(model: str, bins: Mapping[str, Sequence[Mapping[str, float]]]) -
         ("before", "dot", style.open_symbol),
         ("after", "solid", style.symbol),
     ):
-        filled = [row for row in bins[when] if row["images"]]
+        filled = bins[when]
         if not filled:
             continue
         traces.append(
@@ -502,7 +504,7 @@ def reliability(model: str, bins: Mapping[str, Sequence[Mapping[str, float]]]) -
             ]
             for row in filled
         ]
-    after = [row for row in bins["after"] if row["images"]]
+    after = bins["after"]
     traces.append(
         Bar(
             x=_rounded(row["confidence"] for row in after),

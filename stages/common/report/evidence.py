@@ -92,7 +92,7 @@ def read() -> Evidence:
         models={name: _read_model(name) for name in paths.CLASSIFIERS},
         comparison=_read_json(paths.METRICS / "comparison.json"),
         data=_read_json(paths.METRICS / "data.json"),
-        rejected=summarise_rejected(inventory.read(inventory.REJECTED_FILE)),
+        rejected=summarise_rejected(inventory.read(_there(inventory.REJECTED_FILE))),
         source=_read_json(paths.RAW / "dataset_info.json"),
         trainable=_read_trainable(paths.PLOTS / "fine_tune" / "layers.csv"),
         params=params.read(),
@@ -152,8 +152,8 @@ def _read_gallery(folder: Path) -> list[Picture]:
             },
             name=entry["name"] or entry["id"],
             kinds=tuple(entry["kinds"]),
-            picture=(folder / entry["picture"]).read_bytes(),
-            explanation=(folder / explanation).read_bytes() if explanation else None,
+            picture=_there(folder / entry["picture"]).read_bytes(),
+            explanation=_there(folder / explanation).read_bytes() if explanation else None,
         )
 
     return [picture(entry) for entry in _read_json(folder / GALLERY_FILE)]
@@ -184,9 +184,13 @@ def _rows(path: Path) -> Iterable[dict[str, str]]:
 
 
 def _text(path: Path) -> str:
+    return _there(path).read_text(encoding="utf-8")
+
+
+def _there(path: Path) -> Path:
     if not path.exists():
         raise UserError(f"{path} does not exist; `dvc repro` makes it")
-    return path.read_text(encoding="utf-8")
+    return path
 
 
 def _read_commit() -> Commit:

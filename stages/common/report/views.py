@@ -59,6 +59,7 @@ def page(evidence: Evidence, stated) -> dict[str, Any]:
         "comparison": comparison_table(metrics, evidence.comparison),
         "headline": charts.headline(models),
         "learning": [charts.learning(name, models[name].history) for name in NAMES],
+        "learning_note": learning_note(evidence),
         "confusion": [charts.confusion(name, models[name].confusion, shown) for name in NAMES],
         "confusion_is_cut": len(shown) < len(class_names),
         "curves": [charts.roc(models), charts.precision_recall(models)]
@@ -80,7 +81,7 @@ def page(evidence: Evidence, stated) -> dict[str, Any]:
         "model_names": NAMES,
         "rejected": rejected_table(evidence),
         "data_notes": data_notes(evidence),
-        "duplicates": duplicates_table(evidence.data["duplicates"]),
+        "duplicates": duplicates_table(evidence),
         "class_balance": charts.class_balance(evidence.data["splits"]),
         "card": card(evidence, stated),
         "stated": stated,
@@ -189,9 +190,11 @@ def facts(evidence: Evidence) -> list[tuple[str, list[str]]]:
                 f"Seed {params['seed']}.",
             ],
         ),
-        ("Commit", commit_lines(evidence.commit)),
+        ("Measured on", [wording.views_sentence(params["evaluate"]["test_time_augment"])]),
+        # Of the environment in which the stage report ran: the models may be older.
+        ("Commit of this page", commit_lines(evidence.commit)),
         (
-            "Versions",
+            "Versions with which this page was made",
             [", ".join(f"{name} {version}" for name, version in evidence.versions.items())],
         ),
     ]
@@ -209,10 +212,7 @@ def commit_lines(commit: Commit) -> list[str]:
         return ["not known: the project is under no Git, or has no commit yet"]
     lines = [f"{commit.name} of {commit.date}"]
     if commit.changed:
-        lines.append(
-            f"with uncommitted changes in {wording.listed(commit.changed, 5)} when this page was "
-            "made"
-        )
+        lines.append(f"with uncommitted changes in {wording.listed(commit.changed, 5)}")
     return lines
 
 
@@ -331,18 +331,50 @@ def rejected_table(evidence: Evidence) -> Table:
     )
 
 
-def duplicates_table(duplicates: Mapping[str, int]) -> Table:
+def duplicates_table(evidence: Evidence) -> Table:
     """What the comparison of all images with each other found."""
+    duplicates = evidence.data["duplicates"]
     ordered = [key for key in DUPLICATES if key in duplicates]
     ordered += sorted(set(duplicates) - set(DUPLICATES))
+    identical_alone = evidence.params["split"]["near_duplicate_distance"] is None
     return Table(
         ["what", "number"],
-        [[DUPLICATES.get(key, key.replace("_", " ")), number(duplicates[key])] for key in ordered],
+        [
+            [
+                DUPLICATES.get(key, key.replace("_", " ")),
+                "not looked for"
+                if identical_alone and key.startswith("near_")
+                else number(duplicates[key]),
+            ]
+            for key in ordered
+        ],
     )
 
 
+def learning_note(evidence: Evidence) -> str:
+    """What the numbers of the learning curves are, and are not."""
+    by_epoch = [name for name in NAMES if "l2" not in evidence.models[name].history[0]]
+    sentences = []
+    if by_epoch:
+        sentences.append(
+            "Training numbers of an epoch are taken while weights still change, with dropout and "
+            "augmentation, so that accuracy may lie below that of validation, and loss above."
+        )
+    sections = {"head": "train_head", "fine_tuned": "fine_tune"}
+    smoothed = [
+        f", of {'the head' if name == 'head' else 'fine-tuning'} with label smoothing of {amount:g}"
+        for name in by_epoch
+        if (amount := evidence.params[sections[name]]["label_smoothing"])
+    ]
+    sentences.append(
+        f"Losses are before the temperature{''.join(smoothed)}: other numbers than the loss on the "
+        "test split."
+    )
+    return " ".join(sentences)
+
+
 def data_notes(evidence: Evidence) -> list[str]:
-    """Sentences on imbalance, small classes and animations."""
+    """Sentences on what was left out, imbalance, small classes and animations."""
     data, metrics = evidence.data, evidence.models["fine_tuned"].metrics
     train = data["splits"]["train"]["class"]
     ratio, largest, smallest = wording.imbalance(train)
@@ -351,7 +383,15 @@ def data_notes(evidence: Evidence) -> list[str]:
         f"{ratio:.1f} times the images of the smallest (“{smallest}”, "
         f"{count(train[smallest], 'image')})."
     ]
-    absent = [name for name, images in train.items() if not images]
+    unused = data["images"] - data["used"] - data["rejected"]["total"]
+    if unused:
+        notes.insert(
+            0,
+            f"{count(unused, 'image')} of the source's {number(data['images'])} took no part: "
+            "outside of split.sample, or a copy of what an official split holds.",
+        )
+    # The data's own list lacks a class of which no image is used.
+    absent = [name for name in metrics["class"] if not train.get(name)]
     if absent:
         notes.append(
             f"{count(len(absent), 'class has', 'classes have')} no training image: "

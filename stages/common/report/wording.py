@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.common.augment import AugmentParams
 from stages.common.splits import SPLIT_NAMES
 
 # Mathematical signs and spaces that no line break can follow.
@@ -212,6 +213,22 @@ def split_sentence(split: Mapping[str, Any], splits: Mapping[str, Mapping]) -> s
     return f"{sentence}Identical images{alike} are never in two splits."
 
 
+def views_sentence(test_time_augment: Mapping[str, bool]) -> str:
+    """Whether the numbers are those of the saved model, or of several views of each image.
+
+    Args:
+        test_time_augment: from the section `evaluate` of params.yaml.
+    """
+    views = len(AugmentParams(**test_time_augment).symmetries)
+    if views == 1:
+        return "The test split, each image as it is."
+    return (
+        f"The test split, with the mean probabilities of {views} views of each image "
+        "(evaluate.test_time_augment). The saved model, given an image once, answers somewhat "
+        "differently."
+    )
+
+
 def kind_of_images(channels: int) -> str:
     """`RGB images`, by preprocess.channels."""
     return {1: "grey images", 3: "RGB images"}.get(channels, f"images of {channels} channels")
@@ -244,6 +261,13 @@ def caveats(data: Mapping, metrics: Mapping[str, Mapping], comparison: Mapping) 
         sentences.append(
             f"With {count(fine_tuned['images'], 'test image')} the accuracy's 95{SPACE}% interval "
             f"is {ACCURACY.format_interval(**interval)}{SPACE}%: too wide for fine comparisons."
+        )
+    if fine_tuned["accuracy"] == 1:
+        images = fine_tuned["images"]
+        sentences.append(
+            "No test image is wrong, which gives an interval without width, but no certainty: "
+            f"where up to {percent(min(1.0, 3 / images))} of such images are wrong, "
+            f"{count(images, 'image')} may all be right by chance (the rule of three)."
         )
     if not _other_differences(comparison):
         sentences.append(
@@ -282,6 +306,11 @@ def spread_of_slices(column: str, values: Mapping[str, Mapping]) -> str | None:
     if len(values) < 2:
         return None
     low, high = (choose(values, key=lambda name: values[name]["accuracy"]) for choose in (min, max))
+    if values[low]["accuracy"] == values[high]["accuracy"]:
+        return (
+            f"By {column}, the fine-tuned model's accuracy is {percent(values[low]['accuracy'])} "
+            "for every value."
+        )
     return (
         f"By {column}, the fine-tuned model's accuracy goes from "
         f"{percent(values[low]['accuracy'])} (“{low}”, {count(values[low]['images'], 'image')}) to "
