@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -55,11 +57,34 @@ def test_a_crop_of_nearly_all_is_stretched_less_so_that_it_keeps_its_area(images
     assert 0.949 < spans.prod(axis=1).min() < 0.97
 
 
-def test_a_shift_fills_the_rest_with_the_pictures_reflection(images):
-    result = augmented(images, shift=0.25)
-    moved = np.abs(result[:, 16, 16, 0] - images[:, 16, 16, 0]) / 150
-    assert 0.15 < moved.max() < 0.27
-    assert result.min() >= 49  # no black border
+def test_a_shift_moves_by_whole_pixels_and_fills_the_rest_with_the_reflection():
+    noise = np.random.default_rng(0).integers(0, 256, (256, 16, 24, 3)).astype("float32")
+    result = augmented(noise, shift=0.125)
+    mirrored = np.pad(noise, ((0, 0), (2, 2), (3, 3), (0, 0)), mode="symmetric")
+    moves = Counter()
+    for before, after in zip(mirrored, result, strict=True):
+        (move,) = (
+            (down, right)
+            for down in range(5)
+            for right in range(7)
+            if np.array_equal(before[down : down + 16, right : right + 24], after)
+        )
+        moves[move] += 1
+    assert len(moves) == 35  # by 2 pixels of 16 and 3 of 24, either way, in all combinations
+    assert max(moves.values()) < 20  # 7.3 expected, standard deviation 2.7
+
+
+@pytest.mark.parametrize(("shift", "limit"), [(0.01, 1), (1.0, 8)])
+def test_the_smallest_shift_is_a_pixel_and_the_largest_the_whole_picture(shift, limit):
+    """Of columns of their own colour: which one comes to lie at the edge tells the move."""
+    columns = np.broadcast_to(np.arange(8.0)[:, None], (512, 8, 8, 3)).astype("float32")
+    first = augmented(columns, shift=shift)[:, 0, :, 0]
+    assert set(first[0]) <= set(range(8))
+    mirrored = np.concatenate([np.arange(8), np.arange(8)[::-1]] * 2)
+    starts = {tuple(mirrored[start : start + 8]): start for start in range(16)}
+    found = {(starts[tuple(row.astype(int))] + 8) % 16 - 8 for row in first}
+    expected = set(range(-limit, limit + 1))
+    assert found == {(move + 8) % 16 - 8 for move in expected}
 
 
 def test_erasing_after_a_shift_works_in_a_compiled_step(images):
