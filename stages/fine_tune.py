@@ -70,6 +70,11 @@ class FineTuneParams(weights.WeightParams, training.TrainingParams):
                     f"{key}: expected epochs that rise, from 1 to {self.epochs} (epochs), "
                     f"received {epochs}"
                 )
+            if self.seconds_budget and epochs not in ([], [1]):
+                raise ValueError(
+                    f"{key}: expected null, or one entry from epoch 1 on, with seconds_budget, "
+                    f"received epochs {epochs}: time may be up before a later one begins"
+                )
         return self
 
     @model_validator(mode="after")

@@ -50,6 +50,11 @@ def test_a_crop_keeps_at_least_its_area_and_stretches_by_a_third_at_most(images)
     assert 0.24 < area.min() < 0.4 < 0.8 < area.max() <= 1.001
     assert 0.74 < stretch.min() < 0.85 < 1.18 < stretch.max() < 1.35
     np.testing.assert_allclose(result[..., 2], images[..., 2], rtol=1e-4)  # each from its own image
+    # Where a crop lies, from 0 (left, top) to 1 (right, bottom), of those with room to move.
+    starts = (result[..., :2].min(axis=(1, 2)) - 50) / 150
+    for start, span in zip(starts.T, spans.T, strict=True):
+        places = (start / np.maximum(1 - span, 1e-6))[span < 0.9]
+        assert -0.01 < places.min() < 0.1 < 0.3 < places.mean() < 0.7 < 0.9 < places.max() < 1.01
 
 
 def test_a_crop_of_nearly_all_is_stretched_less_so_that_it_keeps_its_area(images):
@@ -234,6 +239,18 @@ def test_labels_are_mixed_as_the_images_are(images, kind, value):
     np.testing.assert_allclose(means, labels @ np.linspace(0, 255, COUNT), atol=20)
 
 
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("alpha", [0.05, 0.4, 1.0])
+def test_shares_of_mixtures_are_spread_as_alpha_says(images, kind, alpha):
+    layer = image_augmentation.mixture_layer(ImageAugmentationParams(**{**OFF, kind: alpha}), 0)
+    own = [
+        np.diag(models._mixed(layer, images, np.eye(COUNT, dtype="float32"), None)[1])
+        for _ in range(12)
+    ]
+    # The variance of Beta(α, α).
+    assert np.concatenate(own).var() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.012)
+
+
 def test_each_part_of_a_mixture_keeps_its_images_weight(images):
     layer = image_augmentation.mixture_layer(ImageAugmentationParams(**{**OFF, "mixup": 0.4}), 0)
     labels = np.eye(COUNT, dtype="float32")
@@ -260,6 +277,15 @@ def test_each_part_of_a_mixture_keeps_its_images_weight(images):
         ({"augment.mixup": 0.2, "augment.cutmix": 1}, "expected one of them to be 0"),
         ({"layer_decay": 0}, "expected a number above 0, up to 1 (one rate for all layers)"),
         ({"average_decay": 1}, "expected null (no average) or a number above 0 and below 1"),
+        (
+            {"seconds_budget": 60, "image_sizes": [[1, 64], [9, 128]]},
+            "image_sizes: expected null, or one entry from epoch 1 on, with seconds_budget, "
+            "received epochs [1, 9]: time may be up before a later one begins",
+        ),
+        (
+            {"seconds_budget": 60, "gradual_unfreezing": [[2, "all"]]},
+            "gradual_unfreezing: expected null, or one entry from epoch 1 on, with seconds_budget",
+        ),
         (
             {"seconds_budget": 60, "schedule": "inverse_time"},
             "expected constant or cosine with seconds_budget, received inverse_time",

@@ -365,6 +365,15 @@ def test_the_committed_params_load_alone_and_under_each_preset(preset):
         assert isinstance(params.check(content, section, kind), kind)
 
 
+@pytest.mark.parametrize("now", [None, "balanced", {"x": 1, "y": 2}])
+@pytest.mark.parametrize("wanted", [None, "balanced", {"z": 3}])
+def test_a_preset_sets_class_weights_whole(now, wanted):
+    content = {"train_head": {"class_weights": now}}
+    changed = override(content, {"train_head": {"class_weights": wanted}}, "preset")
+    assert content == {"train_head": {"class_weights": wanted}}
+    assert len(changed) == (now != wanted)
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_stage_reports_a_mistake_before_it_imports_tensorflow(tmp_path, run_stage, section):
     # These stand where the real packages would be found, so whoever imports them is caught.

@@ -228,6 +228,70 @@ def test_a_trial_that_fails_is_left_behind(folder, monkeypatch, capsys):
     assert not studied().get_trials(states=[optuna.trial.TrialState.RUNNING])
 
 
+@pytest.fixture
+def run_search(folder, monkeypatch):
+    """Runs a search in which no training takes place; gives the values of each trial."""
+    monkeypatch.setattr(search.revisions, "check_history", lambda: None)
+    ran = []
+
+    def run_experiment(name, stage, values, on_epoch):
+        ran.append(values)
+        losses = [0.5] * 40 if len(ran) <= search.UNPRUNED_TRIALS else [0.9] * 40
+        ended = any(on_epoch(epoch, loss) for epoch, loss in enumerate(losses, start=1))
+        return None if ended else losses[-1]
+
+    monkeypatch.setattr(search, "run_experiment", run_experiment)
+
+    def run(*words: str) -> list[dict]:
+        monkeypatch.setattr("sys.argv", ["search", "space.yaml", *words])
+        search.main()
+        return ran
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_search_that_goes_on_tries_new_values(folder, run_search):
+    space(folder, **{"fine_tune.learning_rate": {"low": 1e-4, "high": 1.0, "log": True}})
+    for trials in ("3", "5", "7"):
+        tried = run_search("--trials", trials)
+    assert len({values["fine_tune.learning_rate"] for values in tried}) == 7
+
+
+@pytest.mark.slow
+def test_trials_that_are_worse_than_the_others_are_ended(folder, run_search, capsys):
+    space(folder, **{"fine_tune.learning_rate": {"low": 1e-4, "high": 1.0, "log": True}})
+    run_search("--trials", "6")
+    assert capsys.readouterr().out.count("ended early") == 2
+
+
+def edit(folder: Path, section: str, **changes) -> None:
+    content = yaml.safe_load((folder / "params.yaml").read_text())
+    content[section].update(changes)
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_where_nothing_changed_that_its_losses_depend_on(folder, run_search):
+    path = space(folder, **{"train_head.learning_rate": {"low": 1e-4, "high": 1e-2}})
+    file = path.read_text().replace("fine_tune", "train_head", 1)
+    path.write_text(file)
+    run_search("--trials", "1")
+    edit(folder, "train_head", learning_rate=0.005)  # as the preset that was found does
+    edit(folder, "fine_tune", epochs=3)  # which acts later
+    path.write_text(file.replace("trials: 3", "trials: 2"))
+    assert len(run_search()) == 2
+    edit(folder, "train_head", dropout=0.3)
+    with pytest.raises(UserError, match="was begun with other params, values, stage, data or code"):
+        run_search("--trials", "3")
+    edit(folder, "train_head", dropout=0.2)
+    code = folder / "stages" / "train_head.py"
+    code.parent.mkdir()
+    code.write_text("print('other')")
+    with pytest.raises(UserError, match="was begun with other params, values, stage, data or code"):
+        run_search("--trials", "3")
+
+
 def test_values_that_params_refuse_together_start_nothing(folder):
     values = {"fine_tune.augment.mixup": 0.2, "fine_tune.augment.cutmix": 1.0}
     with pytest.raises(UserError, match=r"of the trial t, fine_tune.augment: mixup and cutmix"):
@@ -271,7 +335,7 @@ def test_trials_that_failed_are_not_counted_among_those_that_the_best_is_of(fold
 def test_a_search_in_another_space_is_not_mixed_with_the_first(folder):
     search.open_study("s", 0, 40, "one space")
     search.open_study("s", 0, 40, "one space")
-    with pytest.raises(UserError, match=r"with other params, .* data, .* remove \.search/s\.db"):
+    with pytest.raises(UserError, match=r"with other params, .* data or code, .* remove \.search/s\.db"):
         search.open_study("s", 0, 40, "another space")
 
 

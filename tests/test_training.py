@@ -1,5 +1,7 @@
+import re
 import sys
 import types
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -217,16 +219,14 @@ def test_train_numbers_batches_over_epochs_and_resumes_with_equal_data_only(tmp_
     assert len({plain, other_train, other_valid}) == 3
 
 
-def test_what_could_not_be_saved_is_not_trained_again(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("average_decay", [None, 0.9])
+def test_what_could_not_be_saved_is_not_trained_again(tmp_path, monkeypatch, capsys, average_decay):
     monkeypatch.chdir(tmp_path)
-    features, one_hot = two_blobs()
-    for split in ("train", "valid"):
-        records = [(row, int(one_hot[n].argmax()), f"{n}") for n, row in enumerate(features)]
-        shards.write_all(tmp_path / "data" / split, records, "float32", ["no", "yes"])
+    data, given = write_blobs(tmp_path / "data"), parameters(average_decay=average_decay)
     models, temperatures = [small_model(), small_model()], []
 
     def train(model, save):
-        training.train("toy", model, parameters(), data=tmp_path / "data", seed=0, save=save)
+        training.train("toy", model, given, data=data, seed=0, save=save)
 
     def no_space(temperature):
         temperatures.append(temperature)
@@ -288,14 +288,16 @@ def test_schedules():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_weight_decay_shrinks_kernels_and_leaves_biases_and_batch_norm_alone(optimizer):
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_weight_decay_shrinks_kernels_and_leaves_biases_and_batch_norm_alone(optimizer, by_layer):
     inputs = keras.Input((4,))
     x = keras.layers.BatchNormalization(name="norm")(keras.layers.Dense(4, name="hidden")(inputs))
     model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
     for layer in model.layers[1:]:
         layer.set_weights([np.ones_like(weight) for weight in layer.get_weights()])
     given = parameters(optimizer=optimizer, weight_decay=0.5, learning_rate=0.1)
-    training.compile_model(model, given, 1)
+    same_rate = [1.0] * len(model.trainable_variables)
+    training.compile_model(model, given, 1, (lambda _epoch: same_rate) if by_layer else None)
     zeros = [keras.ops.zeros_like(variable) for variable in model.trainable_variables]
     model.optimizer.apply(zeros, model.trainable_variables)
     for variable in model.trainable_variables:
@@ -567,6 +569,8 @@ def test_gradual_unfreezing_moves_what_its_turn_has_come_for(toy_classifier):
         gradual_unfreezing=[[2, "block1"], [4, "all"]], layer_decay=0.5, learning_rate=0.01
     )
     factors = rate_factors_by_epoch(trained.trainable_variables, backbone, given)
+    assert factors(4) == rate_factors(trained.trainable_variables, backbone, 0.5)
+    assert set(factors(1)) == {0.0, 1.0}
     training.compile_model(trained, given, 4, factors)
     layers = {"logits": model.get_layer("head").get_layer("logits")} | {
         name: backbone.get_layer(name) for name in ("block0_conv", "block1_conv")
@@ -739,6 +743,74 @@ def test_a_budget_ends_training_and_brings_the_rate_down(tmp_path, monkeypatch):
     assert rates[-1] < 0.01 * rates[0] < rates[0] <= 0.01
 
 
+class Clock:
+    """In place of the time: each look at it takes a moment, all else is passed by hand."""
+
+    def __init__(self, monkeypatch, moment: float = 1e-3):
+        self.now, self.moment = 0.0, moment
+        monkeypatch.setattr(training.time, "perf_counter", self)
+
+    def __call__(self) -> float:
+        self.now += self.moment
+        return self.now
+
+
+def test_no_epoch_begins_where_validation_used_the_budget_up(tmp_path, monkeypatch, capsys):
+    clock, (features, one_hot) = Clock(monkeypatch), two_blobs()
+
+    def validate():
+        clock.now += 60
+        yield features, one_hot
+
+    signature = (tf.TensorSpec((None, 4)), tf.TensorSpec((None, 2)))
+    slow = tf.data.Dataset.from_generator(validate, output_signature=signature)
+    slow = slow.apply(tf.data.experimental.assert_cardinality(1))
+    given = {"epochs": 1000, "schedule": "cosine", "seconds_budget": 100.0}
+    assert len(fit(small_model(), tmp_path, make_validation=slow, **given)) == 2
+    assert capsys.readouterr().out.count("stopped at the end of seconds_budget") == 1
+
+
+def test_the_rate_of_an_epoch_that_a_budget_cuts_counts_the_steps_that_were_done(
+    tmp_path, monkeypatch, capsys
+):
+    Clock(monkeypatch, moment=1.0)  # looked at once before a step of 8 images and twice after it
+    fit(small_model(), tmp_path, epochs=1000, schedule="constant", seconds_budget=3.0)
+    (shown,) = re.findall(r"epoch 1/1000: .*, (\d+) images/s", capsys.readouterr().out)
+    assert 1 <= int(shown) <= 4  # of the whole epoch it would be 32 images in these seconds
+
+
+def test_the_schedule_ends_with_the_epochs_where_these_end_first(tmp_path):
+    history = fit(small_model(), tmp_path, schedule="cosine", seconds_budget=1e6)
+    assert len(history) == 4
+    assert history[-1]["learning_rate"] < 0.02 * 0.01
+
+
+def test_a_constant_rate_stays_within_a_budget(tmp_path):
+    budget = training._Budget(tmp_path / "seconds.txt", parameters(seconds_budget=9.0), False)
+    budget.seconds = 8.0
+    assert budget.rate(100, 10) == 0.01
+
+
+def test_a_resumed_budget_goes_on_from_the_seconds_and_the_rate_it_had(tmp_path, monkeypatch):
+    clock, data = Clock(monkeypatch, moment=1.0), tf.data.Dataset.from_tensor_slices(two_blobs())
+    data = data.batch(8)
+    given = {"epochs": 1000, "schedule": "cosine", "seconds_budget": 200.0, "warmup_epochs": 1.0}
+    model = small_model()
+    training.compile_model(model, parameters(**given), 4)
+    with pytest.raises(ValueError, match="stopped"):
+        _fit_until_input_ends(
+            model, parameters(**given), list(data.repeat(3)), data, tmp_path / "backup"
+        )
+    used, begin, end = map(float, (tmp_path / "backup" / "seconds.txt").read_text().split())
+    assert 20 < used < 100
+    assert 0 < begin < end < 0.2
+    clock.now = started = 10_000.0  # another process
+    history = fit(small_model(), tmp_path, **given)
+    assert clock.now - started == pytest.approx(200 - used, abs=20)
+    rates = [row["learning_rate"] for row in history]
+    assert np.diff(rates[1:]).max() < 0  # no second warm-up, and no step back
+
+
 def test_a_spent_budget_whose_epoch_was_not_kept_begins_anew(tmp_path, monkeypatch):
     """The disk is full when the backup is written; untrained weights must not pass for a model."""
     keep, spent = training._backup_callback, {"schedule": "cosine", "seconds_budget": 1e-3}
@@ -764,11 +836,38 @@ def test_a_spent_budget_whose_epoch_was_not_kept_begins_anew(tmp_path, monkeypat
 
 def test_a_budget_counts_what_was_used_before_an_interruption(tmp_path):
     path, given = tmp_path / "seconds.txt", parameters(schedule="cosine", seconds_budget=100.0)
-    path.write_text("60.0 0.1")
+    path.write_text("60.0 0.01 0.1")
     assert training._Budget(path, given, resumed=True).seconds == 60
     assert training._Budget(path, given, resumed=False).seconds == 0
-    path.write_text("100.5 0.1")
+    path.write_text("100.5 0.01 0.1")
     assert training._Budget(path, given, resumed=True).spent
+
+
+def write_blobs(folder: Path) -> Path:
+    """Shards of the two classes in train/ and valid/ below `folder`, 32 images each."""
+    features, one_hot = two_blobs()
+    for split in ("train", "valid"):
+        records = [(row, int(one_hot[n].argmax()), f"{n}") for n, row in enumerate(features)]
+        shards.write_all(folder / split, records, "float32", ["no", "yes"])
+    return folder
+
+
+def test_an_average_that_a_budget_cuts_short_is_told_of_at_the_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = parameters(epochs=1000, seconds_budget=1e-3, average_decay=0.99)
+    data = write_blobs(tmp_path / "data")
+    training.train("toy", small_model(), given, data=data, seed=0, save=lambda _: None)
+    assert "average_decay 0.99: after 4 steps 96 %" in capsys.readouterr().out
+
+
+def test_numbers_that_the_schedule_does_not_read_are_told_of():
+    told = training.describe_what_has_no_effect
+    assert told(parameters(warmup_epochs=2.0)) == [
+        "warmup_epochs 2: without effect, since schedule is constant, not cosine"
+    ]
+    (sentence,) = told(parameters(schedule="cosine", warmup_epochs=2.0, decay_per_step=0.5))
+    assert sentence.startswith("decay_per_step 0.5: without effect, since schedule is cosine")
+    assert told(parameters(schedule="inverse_time", decay_per_step=0.5)) == []
 
 
 def test_an_average_that_a_short_run_does_not_fill_is_told_of():
@@ -779,7 +878,7 @@ def test_an_average_that_a_short_run_does_not_fill_is_told_of():
     assert training.describe_average(parameters(), 1) is None
 
 
-@pytest.mark.parametrize(("warmup_epochs", "expected"), [(0.1, 4), (1000.0, 10)])
+@pytest.mark.parametrize(("warmup_epochs", "expected"), [(0.1, 4), (1000.0, 11)])
 def test_a_budget_has_room_for_warm_up_and_cosine(tmp_path, warmup_epochs, expected):
     """A warm-up longer than the budget takes a tenth; where it ends the rate is the whole one."""
     given = parameters(
@@ -796,6 +895,17 @@ def test_a_budget_has_room_for_warm_up_and_cosine(tmp_path, warmup_epochs, expec
     assert np.diff(rates[: top + 1]).min() > 0 > np.diff(rates[top:]).max()
     assert rates[0] == 0
     assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_slow_first_step_takes_nothing_of_the_warm_up(tmp_path):
+    """It builds the graph, which may take more than the tenth of a short budget."""
+    given = parameters(epochs=1000, schedule="cosine", seconds_budget=100.0, warmup_epochs=1000.0)
+    budget = training._Budget(tmp_path / "seconds.txt", given, resumed=False)
+    rates = []
+    for step, seconds in enumerate((0, 30, 35, 40, 41)):
+        budget.seconds = float(seconds)
+        rates.append(budget.rate(step, 40) / given.learning_rate)
+    assert rates == pytest.approx([0, 0, 0.5, 1, 1], abs=0.03)
 
 
 def test_averaged_epochs_is_the_mean_of_the_best_ones(tmp_path):

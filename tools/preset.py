@@ -10,6 +10,7 @@ from stages.common.run import UserError, run
 from tools.check_params import check
 
 PRESETS = Path("presets")
+ONE_VALUE = ("class_weights",)  # may hold names of somebody's own, and is no section
 
 
 def override(target: dict, changes: dict, source: str, prefix: str = "") -> list[str]:
@@ -29,14 +30,16 @@ def override(target: dict, changes: dict, source: str, prefix: str = "") -> list
                 f"{source}, {name}: unknown key; allowed are {', '.join(target)}"
                 f"{params.nearest(key, target)}"
             )
-        if isinstance(target[key], dict):
+        if isinstance(target[key], dict) and key not in ONE_VALUE:
             if not isinstance(value, dict):
                 raise UserError(f"{source}, {name}: expected keys and values, received {value!r}")
             changed += override(target[key], value, source, f"{name}.")
         elif target[key] != value:
             changed.append(f"{name}: {_text(target[key])} → {_text(value)}")
-            # A list would bring the preset's comments along, in the place of those that are there.
-            target[key] = list(value) if isinstance(value, list) else value
+            # As they are, lists and mappings would bring the preset's comments along, in the place
+            # of those that are there.
+            plain = next((kind for kind in (list, dict) if isinstance(value, kind)), None)
+            target[key] = plain(value) if plain else value
     return changed
 
 

@@ -8,6 +8,7 @@ the median of the others end early, past the first third of their epochs. What i
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import math
@@ -21,13 +22,13 @@ from pydantic import Field, model_validator
 
 from stages.common import params, paths
 from stages.common.run import UserError, run
-from tools import check_params, experiment, revisions, sweep
+from tools import check_params, compare, experiment, revisions, sweep
 from tools.preset import PRESETS
 
 MEMORY = Path(".search")
 # What changes the validation images, or comes after training, can't be searched by their loss.
 SECTIONS = ("preprocess", "backbone", "extract_features", "train_head", "fine_tune")
-KNOWN_SECTIONS = ("seed", "dataset", "split", *SECTIONS)  # on which a trial's loss depends
+ALWAYS_KNOWN = ("seed", "dataset", "split")  # on which a trial's loss depends too
 CHANGES_THE_LOSS = ("label_smoothing",)
 EPOCH = re.compile(r"epoch (\d+)/\d+: loss .* validation loss ([\d.]+|nan|inf),")
 NAME = re.compile(r"[\w-]+")
@@ -275,7 +276,6 @@ def open_study(name: str, seed: int, epochs: int, space: str = ""):
         storage=f"sqlite:///{MEMORY / name}.db",
         load_if_exists=True,
         direction="minimize",
-        sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(
             UNPRUNED_TRIALS,
             n_warmup_steps=math.ceil(UNPRUNED_PART * epochs),
@@ -284,11 +284,13 @@ def open_study(name: str, seed: int, epochs: int, space: str = ""):
     )
     if study.user_attrs.get("space", space) != space:
         raise UserError(
-            f"the search {name} was begun with other params, values, stage or data, and losses of "
-            f"both can't be compared; give the file of the space another name, or remove "
+            f"the search {name} was begun with other params, values, stage, data or code, and "
+            f"losses of both can't be compared; give the file of the space another name, or remove "
             f"{MEMORY / name}.db"
         )
     study.set_user_attr("space", space)
+    # With one seed for all starts each would draw what the first one drew.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(trial.params)
@@ -300,6 +302,28 @@ def finished_trials(study) -> int:
     from optuna.trial import TrialState
 
     return len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
+
+
+def described(space: Space) -> str:
+    """What the losses of a search depend on: its space, the other params, data and code.
+
+    Not how many trials there are to be, nor what acts after the stage, nor the values that
+    params.yaml has now of what every trial sets.
+    """
+    known = {*ALWAYS_KNOWN, *SECTIONS[: SECTIONS.index(space.stage) + 1]}
+    others = {
+        name: value
+        for name, value in compare.flat(params.read()).items()
+        if name.split(".")[0] in known
+        and not any(f"{name}.".startswith(f"{key}.") for key in space.params)
+    }
+    code = hashlib.sha256()
+    for path in sorted(Path("stages").rglob("*.py")):
+        code.update(path.as_posix().encode() + path.read_bytes())
+    values = {key: repr(choices) for key, choices in space.params.items()}
+    data = sweep.state_of(sweep.untracked_data({}))
+    known_by = [space.stage, values, others, data, code.hexdigest()]
+    return json.dumps(known_by, sort_keys=True, default=str)
 
 
 def preset_text(name: str, study, space: Space) -> str:
@@ -350,13 +374,8 @@ def main() -> None:
         import optuna
     except ModuleNotFoundError:
         raise UserError("Optuna is not installed; `make extra NAME=search` installs it") from None
-    searched = {key: value for key, value in params.read().items() if key in KNOWN_SECTIONS}
-    known_by = [params.read(options.space), searched]
-    if data := sweep.state_of(sweep.untracked_data({})):
-        known_by.append(data)
-    described = json.dumps(known_by, sort_keys=True, default=str)
     epochs = params.read()[space.stage]["epochs"]
-    study = open_study(name, params.load_seed(), epochs, described)
+    study = open_study(name, params.load_seed(), epochs, described(space))
     if not study.trials and (present := present_values(space)):
         study.enqueue_trial(present)  # what there is now is what the others are compared with
     trials = options.trials or space.trials

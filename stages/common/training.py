@@ -146,8 +146,9 @@ def compile_model(
     Weight decay is decoupled, of 'sgd' as well as 'adamw', and leaves biases and BatchNorm alone
     (Loshchilov and Hutter 2019). `clip_norm` scales all gradients of a step down together where
     their norm exceeds it (Pascanu et al. 2013), less those that a factor of 0 holds back.
-    `average_decay` keeps a moving average of the weights (Polyak and Juditsky 1992), which
-    validation and the finished model use. Where layers compute in float16 the loss is scaled, so
+    `average_decay` keeps a moving average of the weights that train (Polyak and Juditsky 1992),
+    which validation and the finished model use; BatchNorm's moving statistics stay those of the
+    last steps. Where layers compute in float16 the loss is scaled, so
     that small gradients survive (Micikevicius et al. 2018).
 
     Args:
@@ -201,6 +202,17 @@ def compile_model(
         # Keras begins with zeros until the first step, which a scaled loss may skip for an epoch.
         for variable, average in _averages(model):
             average.assign(variable)
+
+
+def describe_what_has_no_effect(parameters: TrainingParams) -> list[str]:
+    """A sentence for each number that is given, and that the schedule does not read."""
+    read_by = {"warmup_epochs": "cosine", "decay_per_step": "inverse_time"}
+    return [
+        f"{key} {getattr(parameters, key):g}: without effect, since schedule is "
+        f"{parameters.schedule}, not {schedule}"
+        for key, schedule in read_by.items()
+        if getattr(parameters, key) and parameters.schedule != schedule
+    ]
 
 
 def describe_average(parameters: TrainingParams, steps: int) -> str | None:
@@ -417,7 +429,8 @@ def train(
     weigh = None if image_weights is None else image_weights.function()
     steps_per_epoch = -(-index.count // parameters.batch_size)
     compile_model(model, parameters, steps_per_epoch, rate_factors, steps_per_execution)
-    if sentence := describe_average(parameters, parameters.epochs * steps_per_epoch):
+    too_slow = describe_average(parameters, parameters.epochs * steps_per_epoch)
+    for sentence in (*describe_what_has_no_effect(parameters), *filter(None, [too_slow])):
         print(sentence, flush=True)
 
     part = shards.ALL if team is None else team.part
@@ -465,6 +478,9 @@ def train(
         backup=backup,
         loop=None if team is None else team.loop(name, index.count, validation_index.count),
     )
+    # A budget of seconds, or early stopping, may leave fewer steps than there might have been.
+    if not too_slow and (late := describe_average(parameters, len(history) * steps_per_epoch)):
+        print(late, flush=True)
     if team is None or team.is_chief:
         write_history(paths.PLOTS / stage / "history.csv", history)
         logits, labels, _ = predict(model, validation(), validation_index.count, "calibrate")
@@ -642,15 +658,16 @@ class _Budget:
     """The seconds that training may take, those before an interruption included.
 
     The schedule is fitted to them: its position is the part of the budget that is used, or that of
-    the epochs where these end earlier; the warm-up takes a tenth at most. A clock decides when
-    training ends, so that two runs differ.
+    the epochs where these end earlier; the warm-up takes a tenth at most, the first step, which
+    builds the graph, not counted. A clock decides when training ends, so that two runs differ.
     """
 
     def __init__(self, path: Path, parameters: TrainingParams, resumed: bool):
         self._path, self._parameters = path, parameters
         # The file is written before the backup: where there is none, the clock begins anew too.
-        kept = path.read_text().split() if resumed and path.exists() else ("0", "0")
-        self.seconds, self._warm_up_end = map(float, kept)  # the latter a position, from 0 to 1
+        kept = path.read_text().split() if resumed and path.exists() else ("0", "nan", "0")
+        # The latter two are positions, from 0 to 1; the first is not known before the first step.
+        self.seconds, self._warm_up_begin, self._warm_up_end = map(float, kept)
 
     @property
     def spent(self) -> bool:
@@ -668,7 +685,10 @@ class _Budget:
         )
         warmup_steps = round(parameters.warmup_epochs * steps_per_epoch)
         if warmup_steps:
-            risen = max(steps_done / warmup_steps, position / LONGEST_WARM_UP)
+            if steps_done and math.isnan(self._warm_up_begin):
+                self._warm_up_begin = position
+            used = position - self._warm_up_begin if steps_done else 0.0
+            risen = max(steps_done / warmup_steps, used / LONGEST_WARM_UP)
             if risen < 1:
                 self._warm_up_end = position
                 return parameters.learning_rate * risen
@@ -695,16 +715,20 @@ class _Budget:
 
             def on_train_batch_end(self, batch, logs=None):
                 self.steps = self.before + batch + 1  # the last of those of one execution
+                self.stop_if_spent()
+
+            def on_epoch_end(self, epoch, logs=None):
+                self.stop_if_spent()  # validation takes time too
+                temporary = budget._path.with_suffix(".new")
+                numbers = (budget.seconds, budget._warm_up_begin, budget._warm_up_end)
+                temporary.write_text(" ".join(map(str, numbers)))
+                os.replace(temporary, budget._path)
+
+            def stop_if_spent(self):
                 budget.seconds = time.perf_counter() - self.started
                 if budget.spent and not self.model.stop_training:
                     self.model.stop_training = True
                     print("stopped at the end of seconds_budget", flush=True)
-
-            def on_epoch_end(self, epoch, logs=None):
-                budget.seconds = time.perf_counter() - self.started
-                temporary = budget._path.with_suffix(".new")
-                temporary.write_text(f"{budget.seconds} {budget._warm_up_end}")
-                os.replace(temporary, budget._path)
 
         return [BudgetCallback()]
 
@@ -749,16 +773,19 @@ class _History:
                 self.started = self.reported = time.perf_counter()
 
             def on_train_batch_end(self, batch, logs=None):
+                self.steps = batch + 1  # fewer than an epoch has where a budget ends within it
                 if (now := time.perf_counter()) - self.reported > REPORT_SECONDS:
                     self.reported = now
                     check_finite(self.epoch, logs["loss"])
-                    steps = self.params["steps"]
-                    rate = (batch + 1) / steps * images_per_epoch / (now - self.started)
                     print(
-                        f"epoch {self.epoch}/{epochs}, step {batch + 1}/{steps}: "
-                        f"loss {logs['loss']:.4f}, {rate:.0f} images/s",
+                        f"epoch {self.epoch}/{epochs}, step {self.steps}/{self.params['steps']}: "
+                        f"loss {logs['loss']:.4f}, {self.rate(now):.0f} images/s",
                         flush=True,
                     )
+
+            def rate(self, now: float) -> float:
+                images = self.steps / self.params["steps"] * images_per_epoch
+                return images / (now - self.started)
 
             def on_test_begin(self, logs=None):
                 self.trained = time.perf_counter()
@@ -767,12 +794,11 @@ class _History:
                 check_finite(epoch + 1, logs["loss"], logs["val_loss"])
                 rate = float(self.model.optimizer.learning_rate.numpy())
                 history.add({"epoch": epoch + 1, "learning_rate": rate, **logs})
-                seconds = self.trained - self.started
                 print(
                     f"epoch {epoch + 1}/{epochs}: loss {logs['loss']:.4f}, "
                     f"accuracy {logs['accuracy']:.4f}, validation loss {logs['val_loss']:.4f}, "
                     f"accuracy {logs['val_accuracy']:.4f}, "
-                    f"{images_per_epoch / seconds:.0f} images/s",
+                    f"{self.rate(self.trained):.0f} images/s",
                     flush=True,
                 )
 
