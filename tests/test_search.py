@@ -335,7 +335,7 @@ def test_trials_that_failed_are_not_counted_among_those_that_the_best_is_of(fold
 def test_a_search_in_another_space_is_not_mixed_with_the_first(folder):
     search.open_study("s", 0, 40, "one space")
     search.open_study("s", 0, 40, "one space")
-    with pytest.raises(UserError, match=r"with other params, .* data or code, .* remove \.search/s\.db"):
+    with pytest.raises(UserError, match=r"other params, .* data or code, .* remove \.search/s\.db"):
         search.open_study("s", 0, 40, "another space")
 
 
