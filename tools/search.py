@@ -3,7 +3,8 @@
 Each trial is an ordinary DVC experiment in a folder of its own, so that the work tree stays as it
 is; `dvc exp show` lists them. Only the validation split is looked at. Trials that do worse than
 the median of the others end early, past the first third of their epochs. What is known is kept in
-.search/: the same command goes on where it was stopped.
+.search/: the same command goes on where it was stopped, as long as what the losses depend on (other
+params, data, the stages' code) is the same.
 """
 
 import argparse

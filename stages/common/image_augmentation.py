@@ -76,9 +76,8 @@ def augmentation_layer(parameters: ImageAugmentationParams, seed: int):
     flips and quarter turns; a crop of at least `crop_area` of the area and of sides stretched by
     up to 4/3 (or 1 / `crop_area` where that is less), brought back to the whole size; a shift by
     up to `shift` of the sides, in whole pixels, where the picture's reflection fills what opens up;
-    two of
-    RandAugment's changes (Cubuk et al. 2020) of strength `rand_augment`; with probability `erasing`
-    a rectangle of 2 to 33 % of the area filled with noise (Zhong et al. 2020).
+    two of RandAugment's changes (Cubuk et al. 2020) of strength `rand_augment`; with probability
+    `erasing` a rectangle of 2 to 33 % of the area filled with noise (Zhong et al. 2020).
 
     Args:
         parameters: the section.

@@ -148,8 +148,8 @@ def compile_model(
     their norm exceeds it (Pascanu et al. 2013), less those that a factor of 0 holds back.
     `average_decay` keeps a moving average of the weights that train (Polyak and Juditsky 1992),
     which validation and the finished model use; BatchNorm's moving statistics stay those of the
-    last steps. Where layers compute in float16 the loss is scaled, so
-    that small gradients survive (Micikevicius et al. 2018).
+    last steps. Where layers compute in float16 the loss is scaled, so that small gradients survive
+    (Micikevicius et al. 2018).
 
     Args:
         model: leaves compiled.

@@ -479,14 +479,13 @@ def reliability(model: str, bins: Mapping[str, Sequence[Mapping[str, float]]]) -
         ("before", "dot", style.open_symbol),
         ("after", "solid", style.symbol),
     ):
-        filled = bins[when]
-        if not filled:
+        if not bins[when]:
             continue
         traces.append(
             Scatter(
-                x=_rounded(row["confidence"] for row in filled),
-                y=_rounded(row["accuracy"] for row in filled),
-                customdata=[int(row["images"]) for row in filled],
+                x=_rounded(row["confidence"] for row in bins[when]),
+                y=_rounded(row["accuracy"] for row in bins[when]),
+                customdata=[int(row["images"]) for row in bins[when]],
                 mode="lines+markers",
                 line={"color": style.color, "dash": dash, "width": 2},
                 marker={"symbol": symbol, "size": 8},
@@ -502,7 +501,7 @@ def reliability(model: str, bins: Mapping[str, Sequence[Mapping[str, float]]]) -
                 decimal(row["accuracy"]),
                 number(int(row["images"])),
             ]
-            for row in filled
+            for row in bins[when]
         ]
     after = bins["after"]
     traces.append(

@@ -6,7 +6,7 @@ from typing import Any
 from stages.common import geometry, inventory
 from stages.common.report import charts, wording
 from stages.common.report.charts import Chart, Table
-from stages.common.report.evidence import Commit, Evidence
+from stages.common.report.evidence import PHASES, Commit, Evidence
 from stages.common.report.wording import (
     METRIC_OF_KEY,
     METRICS,
@@ -360,11 +360,10 @@ def learning_note(evidence: Evidence) -> str:
             "Training numbers of an epoch are taken while weights still change, with dropout and "
             "augmentation, so that accuracy may lie below that of validation, and loss above."
         )
-    sections = {"head": "train_head", "fine_tuned": "fine_tune"}
     smoothed = [
         f", of {'the head' if name == 'head' else 'fine-tuning'} with label smoothing of {amount:g}"
         for name in by_epoch
-        if (amount := evidence.params[sections[name]]["label_smoothing"])
+        if (amount := evidence.params[PHASES[name]]["label_smoothing"])
     ]
     sentences.append(
         f"Losses are before the temperature{''.join(smoothed)}: other numbers than the loss on the "
