@@ -279,6 +279,17 @@ def training_side(
     return max(network_side, shrunk_to or 0) if crop_area < 1 else network_side
 
 
+def largest_side(image_sizes: Sequence[tuple[int, int]] | None, network_side: int) -> int:
+    """The side in pixels of the largest squares that the network sees while it trains.
+
+    Args:
+        image_sizes: of `fine_tune`, epoch and pixels from then on.
+        network_side: what it sees later, and until the first of these epochs.
+    """
+    sides = dict(image_sizes or [])
+    return max(sides.values()) if 1 in sides else network_side
+
+
 def check_image_sizes(image_sizes: Sequence[tuple[int, int]] | None, seen: int | None) -> None:
     """UserError where fine-tuning would see larger images than the network later does.
 
@@ -322,7 +333,11 @@ def fine_tune(
     )
     trained = models.training_model(
         model,
-        image_augmentation.augmentation_layer(parameters.augment, seed),
+        image_augmentation.augmentation_layer(
+            parameters.augment,
+            seed,
+            largest_side(parameters.image_sizes, model.get_layer("resize").height),
+        ),
         [image_size, image_size, image_channels],
         image_augmentation.mixture_layer(parameters.augment, seed),
         update_statistics=parameters.batch_norm_statistics == "updated",

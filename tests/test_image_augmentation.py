@@ -62,6 +62,20 @@ def test_a_crop_of_nearly_all_is_stretched_less_so_that_it_keeps_its_area(images
     assert 0.949 < spans.prod(axis=1).min() < 0.97
 
 
+def test_a_crop_of_a_small_picture_is_enlarged_once():
+    """Stripes of a pixel: the network must see them as sharp as without crops."""
+    stripes = np.tile(np.array([0, 255] * 4, "float32")[:, None], (256, 8, 1, 3))
+    given = ImageAugmentationParams(**{**OFF, "crop_area": 0.5})
+    of_fewer, of_more = (
+        np.asarray(image_augmentation.augmentation_layer(given, 0, side)(stripes, training=True))
+        for side in (4, 32)
+    )
+    assert of_fewer.shape == (256, 8, 8, 3)  # never fewer pixels than the picture has
+    assert of_more.shape == (256, 32, 32, 3)
+    whole, twice = (np.std(tf.image.resize(one, (32, 32))) for one in (stripes, of_fewer))
+    assert of_more.std() > 0.9 * whole > 1.1 * twice
+
+
 def test_a_shift_moves_by_whole_pixels_and_fills_the_rest_with_the_reflection():
     noise = np.random.default_rng(0).integers(0, 256, (256, 16, 24, 3)).astype("float32")
     result = augmented(noise, shift=0.125)

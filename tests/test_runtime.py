@@ -18,6 +18,7 @@ from stages.common import (
     backbones,
     geometry,
     heads,
+    image_augmentation,
     models,
     params,
     paths,
@@ -37,10 +38,10 @@ def classifier(path: Path) -> None:
     models.save(models.assemble(backbone, head), path, NAMES)
 
 
-def write_images(folder: Path, split: str, count: int) -> None:
+def write_images(folder: Path, split: str, count: int, side: int = 32) -> None:
     random = np.random.default_rng(len(split))
     records = (
-        (random.integers(0, 256, (32, 32, 3), dtype=np.uint8), n % 3, f"{split} {n}")
+        (random.integers(0, 256, (side, side, 3), dtype=np.uint8), n % 3, f"{split} {n}")
         for n in range(count)
     )
     shards.write_all(folder / paths.IMAGES / split, records, "uint8", NAMES)
@@ -172,6 +173,27 @@ def test_what_params_ask_for_reaches_training(project, plain, changes):
     content["fine_tune"]["augment"].update(changes.get("augment", {}))
     (project / "params.yaml").write_text(json.dumps(content))
     assert abs(train()["loss"][-1] - plain["loss"][-1]) > 1e-4
+
+
+@pytest.mark.parametrize(("image_sizes", "side"), [(None, 32), ([[1, 24]], 24)])
+def test_crops_of_small_images_end_at_what_the_network_sees(
+    project, monkeypatch, image_sizes, side
+):
+    write_images(project, "train", 8, side=16)
+    write_params(project, epochs=1, image_sizes=image_sizes)
+    content = json.loads((project / "params.yaml").read_text())
+    content["fine_tune"]["augment"]["crop_area"] = 0.5
+    (project / "params.yaml").write_text(json.dumps(content))
+    make, shapes = image_augmentation.augmentation_layer, []
+
+    def spied(*arguments):
+        layer = make(*arguments)
+        shapes.append(layer(np.zeros((2, 16, 16, 3), "float32"), training=True).shape)
+        return layer
+
+    monkeypatch.setattr(image_augmentation, "augmentation_layer", spied)
+    train()
+    assert shapes == [(2, side, side, 3)]
 
 
 def test_statistics_that_move_see_no_batch_of_a_single_image(project, capsys):

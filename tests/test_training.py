@@ -13,6 +13,7 @@ from stages.common import augment, backbones, heads, models, params, shards, tra
 from stages.common.run import UserError
 from stages.fine_tune import (
     FineTuneParams,
+    largest_side,
     rate_factors,
     rate_factors_by_epoch,
     training_side,
@@ -1017,6 +1018,14 @@ def test_a_head_that_needs_larger_maps_says_so_before_it_trains(toy_classifier):
 )
 def test_training_images_come_as_squares(shape, crop_area, side):
     assert training_side(shape, 192, 300, crop_area) == side
+
+
+@pytest.mark.parametrize(
+    ("image_sizes", "expected"),
+    [(None, 192), ([(1, 160)], 160), ([(1, 128), (4, 176)], 176), ([(3, 96)], 192)],
+)
+def test_the_largest_side_that_training_sees(image_sizes, expected):
+    assert largest_side(image_sizes, 192) == expected
 
 
 def test_training_at_two_sizes_lowers_the_loss(toy_classifier, tmp_path):

@@ -69,25 +69,28 @@ def check_channels(parameters: ImageAugmentationParams, channels: int) -> None:
         )
 
 
-def augmentation_layer(parameters: ImageAugmentationParams, seed: int):
+def augmentation_layer(parameters: ImageAugmentationParams, seed: int, network_side: int = 0):
     """A layer of images (batch, height, width, channels), 0–255, that acts in training only.
 
     In this order, each by chance and for each image anew:
     flips and quarter turns; a crop of at least `crop_area` of the area and of sides stretched by
-    up to 4/3 (or 1 / `crop_area` where that is less), brought back to the whole size; a shift by
-    up to `shift` of the sides, in whole pixels, where the picture's reflection fills what opens up;
-    two of RandAugment's changes (Cubuk et al. 2020) of strength `rand_augment`; with probability
-    `erasing` a rectangle of 2 to 33 % of the area filled with noise (Zhong et al. 2020).
+    up to 4/3 (or 1 / `crop_area` where that is less), brought to the size of the whole picture, or
+    to `network_side` where that is more; a shift by up to `shift` of the sides, in whole pixels,
+    where the picture's reflection fills what opens up; two of RandAugment's changes (Cubuk et al.
+    2020) of strength `rand_augment`; with probability `erasing` a rectangle of 2 to 33 % of the
+    area filled with noise (Zhong et al. 2020).
 
     Args:
         parameters: the section.
         seed: of all of it; `training.fit` sets the layers' random states anew for each epoch.
+        network_side: in pixels, of the largest squares that the network sees in training: a crop
+            of a smaller picture, brought to that picture's size first, would be enlarged twice.
     """
     import keras
 
     steps = [augment.random_symmetry_layer(parameters.symmetries, seed)]
     if parameters.crop_area < 1:
-        steps.append(_random_crop_layer(parameters.crop_area, seed + 1))
+        steps.append(_random_crop_layer(parameters.crop_area, seed + 1, network_side))
     if parameters.shift:
         steps.append(_random_shift_layer(parameters.shift, seed + 2))
     if parameters.rand_augment:
@@ -108,11 +111,7 @@ def augmentation_layer(parameters: ImageAugmentationParams, seed: int):
 
         def call(self, images, training=False):
             if training:
-                shape = images.shape
                 for step in self.steps:
-                    if isinstance(step, keras.layers.RandomErasing):
-                        # It computes with height and width, which crops and shifts leave unknown.
-                        images.set_shape(shape)
                     images = step(images, training=True)
             return images
 
@@ -146,13 +145,15 @@ def _random_shift_layer(most: float, seed: int):
                 places = tf.range(shape[axis])[tf.newaxis] + offsets[:, tf.newaxis]
                 # The picture and its mirror image in turn, so that edges stand twice.
                 places = tf.minimum(places % (2 * shape[axis]), -(places + 1) % (2 * shape[axis]))
-                images = tf.gather(images, places, axis=axis, batch_dims=1)
+                moved = tf.gather(images, places, axis=axis, batch_dims=1)
+                # Keras' RandomErasing wants sides that are known before the graph runs.
+                images = tf.ensure_shape(moved, images.shape)
             return images
 
     return RandomShift()
 
 
-def _random_crop_layer(least_area: float, seed: int):
+def _random_crop_layer(least_area: float, seed: int, least_side: int):
     import keras
     import tensorflow as tf
     from keras import ops
@@ -168,7 +169,8 @@ def _random_crop_layer(least_area: float, seed: int):
         def call(self, images, training=False):
             if not training:
                 return images
-            count, height, width = tf.unstack(tf.shape(images)[:3])
+            count = tf.shape(images)[0]
+            size = [max(side, least_side) for side in images.shape[1:3]]
 
             def uniform(low, high):
                 return keras.random.uniform((count,), low, high, seed=self.seed_generator)
@@ -181,9 +183,7 @@ def _random_crop_layer(least_area: float, seed: int):
             top = uniform(0.0, 1.0) * (1.0 - heights)
             left = uniform(0.0, 1.0) * (1.0 - widths)
             boxes = ops.stack([top, left, top + heights, left + widths], axis=1)
-            cropped = tf.image.crop_and_resize(images, boxes, tf.range(count), [height, width])
-            # Keras' RandomErasing wants sides that are known before the graph runs.
-            return tf.ensure_shape(cropped, images.shape)
+            return tf.image.crop_and_resize(images, boxes, tf.range(count), size)
 
     return RandomCropAndResize()
 
