@@ -76,6 +76,22 @@ def test_a_crop_of_a_small_picture_is_enlarged_once():
     assert of_more.std() > 0.9 * whole > 1.1 * twice
 
 
+def test_small_pictures_are_enlarged_before_turns_and_shears_interpolate():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3)).astype("float32")
+    given = ImageAugmentationParams(**{**OFF, "rand_augment": 0.2})
+    for side, expected in [(8, 16), (64, 64)]:
+        layer = image_augmentation.augmentation_layer(given, 0, side)
+        assert layer(noise, training=True).shape == (64, expected, expected, 3)
+        assert layer(noise, training=False).shape == noise.shape
+
+    def turned(side):
+        enlarged, changes = image_augmentation.augmentation_layer(given, 0, side).steps[1:]
+        rotation = changes.changes()[4]
+        return tf.image.resize(rotation(enlarged(noise, training=True)), (64, 64))
+
+    assert np.std(turned(64)) > 1.1 * np.std(turned(16))
+
+
 def test_a_shift_moves_by_whole_pixels_and_fills_the_rest_with_the_reflection():
     noise = np.random.default_rng(0).integers(0, 256, (256, 16, 24, 3)).astype("float32")
     result = augmented(noise, shift=0.125)

@@ -83,8 +83,10 @@ def augmentation_layer(parameters: ImageAugmentationParams, seed: int, network_s
     Args:
         parameters: the section.
         seed: of all of it; `training.fit` sets the layers' random states anew for each epoch.
-        network_side: in pixels, of the largest squares that the network sees in training: a crop
-            of a smaller picture, brought to that picture's size first, would be enlarged twice.
+        network_side: in pixels, of the largest squares that the network sees in training. A crop
+            of a smaller picture that was brought to that picture's size first would be enlarged
+            twice, and what turns and shears interpolate between few pixels is blurred: RandAugment
+            changes pictures that have been enlarged.
     """
     import keras
 
@@ -94,6 +96,7 @@ def augmentation_layer(parameters: ImageAugmentationParams, seed: int, network_s
     if parameters.shift:
         steps.append(_random_shift_layer(parameters.shift, seed + 2))
     if parameters.rand_augment:
+        steps.append(_enlargement_layer(network_side))
         steps.append(_rand_augment_layer(parameters.rand_augment, seed + 3))
     if parameters.erasing:
         # A pair: Keras takes one number for the upper end of a probability drawn for each image.
@@ -186,6 +189,21 @@ def _random_crop_layer(least_area: float, seed: int, least_side: int):
             return tf.image.crop_and_resize(images, boxes, tf.range(count), size)
 
     return RandomCropAndResize()
+
+
+def _enlargement_layer(least_side: int):
+    import keras
+
+    class Enlargement(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="enlargement")
+
+        def call(self, images, training=False):
+            if not training or max(images.shape[1:3]) >= least_side:
+                return images
+            return geometry.antialiased(images, least_side)
+
+    return Enlargement()
 
 
 def _rand_augment_layer(strength: float, seed: int):
