@@ -280,18 +280,20 @@ def _strata(found: Images, of_image, count: int, columns: Sequence[str]) -> np.n
     What the columns part into fewer groups than LEAST_IN_STRATUM is one stratum for each class: of
     strata of one group, as dates make them, every n-th in the alphabet would test, at any seed.
     """
-    codes, class_names = encode(found.labels)
-    combinations = 1
+    classes, _ = encode(found.labels)
+    codes = classes
     for column in columns:
         values, names = encode(found.columns[column])
-        codes = codes.astype(np.int64) * len(names) + values
-        combinations *= len(names)
+        # Numbered anew: products of many columns' values would not fit.
+        _, codes = np.unique(codes.astype(np.int64) * len(names) + values, return_inverse=True)
     strata = np.full(count, np.iinfo(codes.dtype).max, codes.dtype)
     np.minimum.at(strata, of_image, codes)
     if columns:
         _, stratum, sizes = np.unique(strata, return_inverse=True, return_counts=True)
         small = sizes[stratum] < LEAST_IN_STRATUM
-        strata[small] = len(class_names) * combinations + strata[small] // combinations
+        class_of_code = np.zeros(len(found), np.int64)
+        class_of_code[codes] = classes
+        strata[small] = len(found) + class_of_code[strata[small]]
     return strata
 
 

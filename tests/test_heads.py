@@ -222,6 +222,9 @@ def test_weights_count_and_a_class_that_has_no_image_is_never_chosen():
     assert shares[1] > shares[0] + 0.2
     solution = linear_probe.solve(train, train, 3)
     assert (train.features @ solution.kernel + solution.bias).argmax(axis=1).max() == 1
+    of_one = linear_probe.Features(train.features, np.zeros_like(train.labels), train.weights)
+    with pytest.raises(UserError, match="two classes or more, received those of one"):
+        linear_probe.solve(of_one, train, 3)
 
 
 @pytest.fixture

@@ -199,23 +199,27 @@ def test_printers_colours_become_rgb(kind):
     assert max(red, green) < 5
 
 
+def as_a_camera_stores(picture: np.ndarray, orientation: int) -> np.ndarray:
+    """What gives the picture when its orientation is undone."""
+    stored = {
+        1: picture,
+        2: picture[:, ::-1],
+        3: picture[::-1, ::-1],
+        4: picture[::-1],
+        5: picture.transpose(1, 0, 2),
+        6: picture[:, ::-1].transpose(1, 0, 2),
+        7: picture[::-1, ::-1].transpose(1, 0, 2),
+        8: picture[::-1].transpose(1, 0, 2),
+    }[orientation]
+    return np.ascontiguousarray(stored)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_picture_is_turned_upright(kind, orientation):
-    # What a camera stores so that undoing the EXIF orientation gives FIELDS.
-    stored = {
-        1: FIELDS,
-        2: FIELDS[:, ::-1],
-        3: FIELDS[::-1, ::-1],
-        4: FIELDS[::-1],
-        5: FIELDS.transpose(1, 0, 2),
-        6: FIELDS[:, ::-1].transpose(1, 0, 2),
-        7: FIELDS[::-1, ::-1].transpose(1, 0, 2),
-        8: FIELDS[::-1].transpose(1, 0, 2),
-    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels = decoded(encode(np.ascontiguousarray(stored), kind, exif=exif))
+    pixels = decoded(encode(as_a_camera_stores(FIELDS, orientation), kind, exif=exif))
     assert pixels.shape == FIELDS.shape
     corners = np.ix_([4, 27], [6, 41])
     np.testing.assert_allclose(pixels[corners].astype(int), FIELDS[corners], atol=6)
@@ -587,6 +591,21 @@ def test_all_channels_of_a_tiff_file_are_kept(encoded):
     assert shrunk.shape == (20, 20, 5)
     with pytest.raises(images.BadImage, match=r"has 5 channels, preprocess\.channels asks for 4"):
         images.to_array(encoded, 224, "squash", channels=4)
+
+
+@pytest.mark.parametrize("channels", [4, 5])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_all_channels_are_turned_upright(channels, orientation):
+    values = BANDS[..., :channels]
+    encoded = tiff_of(
+        as_a_camera_stores(values, orientation),
+        photometric="minisblack",
+        planarconfig="contig",
+        extratags=[(274, "H", 1, orientation, True)],
+    )
+    np.testing.assert_array_equal(images.to_array(encoded, 224, "squash", channels), values)
+    # What the inventory has of it: width and height, as it is stored in `preprocess`.
+    assert images.read(encoded).picture.size == (values.shape[1], values.shape[0])
 
 
 def test_many_channels_are_seen_by_the_first_three():

@@ -278,6 +278,8 @@ def test_the_order_owes_nothing_to_the_global_seed_and_leaves_it_alone(folder, g
 
 
 def test_a_failed_write_leaves_no_index(tmp_path):
+    shards.write_all(tmp_path, draw_records(9), "uint8", CLASSES)  # an earlier run's
+
     def records():
         yield from draw_records(3)
         raise OSError("the disk went away")

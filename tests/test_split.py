@@ -516,6 +516,58 @@ def test_groups_larger_than_a_split_still_fill_all_three():
     assert Counter(splits_of(items).values()) == {"train": 50, "valid": 25, "test": 25}
 
 
+def in_groups(groups_of_class: dict[str, list[int]]) -> list[Item]:
+    """Images of the given classes in groups of the given sizes."""
+    owners = [
+        (label, f"{label} {number}")
+        for label, sizes in groups_of_class.items()
+        for number, size in enumerate(sizes)
+        for _ in range(size)
+    ]
+    return [
+        dataclasses.replace(item, label=label, columns={"group": group})
+        for item, (label, group) in zip(draw_items(len(owners)), owners, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("folds", [None, 5])
+def test_a_class_of_large_groups_leaves_the_others_their_share(folds):
+    items = in_groups({"bursts": [300, 120, 80], "few": [5] * 8, "many": [1] * 400})
+    for seed in range(20):
+        splits = splits_of(items, with_params(folds=folds), seed)
+        for label, least in [("few", 0.05), ("many", 0.4)]:
+            found = Counter(splits[item.id] for item in items if item.label == label)
+            for name, share in [("test", 1 / folds if folds else 0.25), ("valid", 0.1)]:
+                assert found[name] >= least * share * found.total(), (seed, label, name)
+            assert found["train"] >= 0.4 * found.total()
+
+
+def test_classes_of_a_few_large_groups_share_the_test_images():
+    """Of a group of ten in three a tenth can't be taken; of ten such classes it can."""
+    items = in_groups({f"class {number}": [10] * 3 for number in range(30)})
+    sizes = Counter(splits_of(items, with_params(test=0.1, valid=0.1, train=0.8)).values())
+    assert sizes == {"train": 720, "valid": 90, "test": 90}
+
+
+@pytest.mark.parametrize("folds", [None, 4])
+def test_groups_of_uneven_sizes_give_the_fractions_on_the_whole(folds):
+    drawn = np.random.default_rng(0).lognormal(3, 1, (20, 8)).astype(int) + 1
+    items = in_groups({f"class {number}": list(sizes) for number, sizes in enumerate(drawn)})
+    for fold in range(folds or 1):
+        sizes = Counter(splits_of(items, with_params(folds=folds, fold=fold)).values())
+        assert sizes["test"] == pytest.approx(0.25 * len(items), rel=0.15)
+        assert sizes["valid"] == pytest.approx(0.1 * len(items), rel=0.2)
+
+
+def test_columns_of_many_values_each_are_no_error():
+    items = [
+        dataclasses.replace(item, columns={name: item.id for name in "abcdefg"})
+        for item in draw_items(600)
+    ]
+    splits = splits_of(items, with_params(stratify_columns=list("abcdefg")))
+    assert splits == splits_of(items, with_params(stratify_columns=["a"]))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

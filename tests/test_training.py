@@ -416,7 +416,15 @@ def test_a_small_split_that_is_all_right_does_not_make_the_model_sure_of_all(cla
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 4, (50, classes))
     temperature = training.fit_temperature(logits, logits.argmax(axis=1))
-    assert 0.3 < temperature < 2
+    assert 0.5 < temperature < 1.2
+
+
+def test_few_images_of_many_classes_leave_a_calibrated_model_nearly_as_it_is():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 4, (1020, 102))
+    probabilities = np.exp(log_softmax(logits, axis=1))
+    labels = np.array([generator.choice(102, p=row / row.sum()) for row in probabilities])
+    assert training.fit_temperature(logits, labels) == pytest.approx(1, abs=0.1)
 
 
 def test_one_view_follows_from_seed_and_batch_number_so_that_a_resumed_run_sees_the_same():
@@ -874,9 +882,19 @@ def test_numbers_that_the_schedule_does_not_read_are_told_of():
 def test_an_average_that_a_short_run_does_not_fill_is_told_of():
     short = training.describe_average(parameters(average_decay=0.99), 60)
     assert short.startswith("average_decay 0.99: after 60 steps 55 % of the averaged weights")
-    assert "at 0.95 or less, or with more epochs, 5 % would be" in short
+    assert "at 0.951 or less, or with more epochs, 5 % would be" in short
     assert training.describe_average(parameters(average_decay=0.99), 1600) is None
     assert training.describe_average(parameters(), 1) is None
+
+
+@pytest.mark.parametrize("steps", [1, 40, 300, 1000, 30_000])
+def test_the_average_that_is_advised_is_filled(steps):
+    advice = training.describe_average(parameters(average_decay=0.999999), steps)
+    decay = float(re.search(r"; at ([0-9.e-]+) or less", advice)[1])
+    assert decay < 1
+    assert training.describe_average(parameters(average_decay=decay), steps) is None
+    more = decay + 0.2 * (1 - decay)
+    assert training.describe_average(parameters(average_decay=more), steps) is not None
 
 
 @pytest.mark.parametrize(("warmup_epochs", "expected"), [(0.1, 4), (1000.0, 11)])

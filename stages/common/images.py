@@ -30,7 +30,6 @@ PNG_BITS = 24  # place of the byte that says how many bits a channel has; its he
 TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 262, 0
 TIFF_BITS, TIFF_COMPRESSION, TIFF_UNCOMPRESSED = 258, 259, 1
 TIFF_PLANES, TIFF_PLANE_BY_PLANE = 284, 2
-TIFF_ORIENTATION, TIFF_UPRIGHT = 274, 1
 # Pillow by itself takes a PNG whose text or color profile has more than a mebibyte for an attack.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # Where Pillow finds an orientation, TIFF's tags aside.
@@ -98,10 +97,7 @@ def read(encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None
                 values = tiff.read(encoded, pixel_limit)
                 # Four channels alone would be taken for RGB and transparency.
                 picture = Image.fromarray(values, "CMYK" if mode == "CMYK" else None)
-                orientation = image.tag_v2.get(TIFF_ORIENTATION, TIFF_UPRIGHT)
-                picture.getexif()[TIFF_ORIENTATION] = orientation
-                upright = ImageOps.exif_transpose(picture)
-                return Decoded(_to_rgb(upright), file_format, mode, frames)
+                return Decoded(_to_rgb(picture), file_format, mode, frames)
             image.load()
             if file_format == "PNG":
                 _fit_transparent_colour(image, bits=encoded[PNG_BITS])

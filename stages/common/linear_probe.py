@@ -77,7 +77,16 @@ def solve(train: Features, valid: Features, classes: int) -> Solution:
     """The best of `STRENGTHS`, each from where the stronger one ended.
 
     A class without training images gets a bias below all others.
+
+    Raises:
+        UserError: the training images are all of one class.
     """
+    if len(np.unique(train.labels)) < 2:
+        raise UserError(
+            "params.yaml, train_head.solver: lbfgs needs training images of two classes or more, "
+            "received those of one; see `no image in 'train'` in what split says, and choose other "
+            "fractions or another seed"
+        )
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import accuracy_score, log_loss
 

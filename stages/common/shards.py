@@ -100,6 +100,8 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         self._folder.mkdir(parents=True, exist_ok=True)
+        # That of an earlier run would stand for what is written from here on.
+        (self._folder / INDEX_FILE).unlink(missing_ok=True)
         return self
 
     def write(self, array: np.ndarray, label: int, example_id: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from stages.common.geometry import RGB
 
 BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders, plain and BigTIFF
+UPRIGHT = 1  # of TIFF's tag of orientation
 # What tifffile, and what it decompresses by, raise on bytes that they can't make sense of.
 _DECODER_ERRORS = (
     *(OSError, IndexError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError),
@@ -26,7 +27,7 @@ class Unsupported(ValueError):
 
 
 def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
-    """All channels of the first picture in a file: (height, width, channels), uint8.
+    """All channels of the first picture in a file, upright: (height, width, channels), uint8.
 
     Channels may be samples of a pixel or pages of one size; 16 bits are scaled to 8.
 
@@ -60,6 +61,7 @@ def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
             if height * width == 0:
                 raise ValueError(f"{width}×{height} pixels")
             counts_from_white = file.pages[0].photometric == tifffile.PHOTOMETRIC.MINISWHITE
+            orientation = file.pages[0].tags.valueof("Orientation", UPRIGHT)
             values = series.asarray()
     except (TooManyPixels, Unsupported):
         raise
@@ -76,5 +78,18 @@ def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
     if len(axes) == 2 and counts_from_white:
         values = 255 - values
     if len(axes) == 2:
-        return values[..., np.newaxis]
-    return values if axes.endswith("S") else np.moveaxis(values, 0, -1)
+        values = values[..., np.newaxis]
+    elif not axes.endswith("S"):
+        values = np.moveaxis(values, 0, -1)
+    return np.ascontiguousarray(_turned(values, orientation))
+
+
+def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    """(height, width, channels) as it is to be shown; the numbers are those of TIFF 6.0."""
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values

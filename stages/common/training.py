@@ -225,9 +225,13 @@ def describe_average(parameters: TrainingParams, steps: int) -> str | None:
     decay = parameters.average_decay
     if decay is None or decay**steps <= MOST_OF_THE_START:
         return None
+    # Two digits of its distance from 1, downwards: 0.997, where two digits of itself would be 1.
+    largest = MOST_OF_THE_START ** (1 / steps)
+    scale = 10 ** (1 - math.floor(math.log10(1 - largest)))
+    advice = math.floor(largest * scale) / scale
     return (
         f"average_decay {decay}: after {steps} steps {100 * decay**steps:.0f} % of the averaged "
-        f"weights are those that training began with; at {MOST_OF_THE_START ** (1 / steps):.2g} or "
+        f"weights are those that training began with; at {advice:g} or "
         f"less, or with more epochs, {100 * MOST_OF_THE_START:.0f} % would be"
     )
 
@@ -893,9 +897,10 @@ class _BestWeights:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature that minimises the negative log-likelihood (Guo et al. 2017, section 4.2).
 
-    Labels are smoothed as in Platt 1999 (section 2.2): of n images and k classes the right class
-    counts (n + 1) / (n + k), each other one 1 / (n + k). Without, a small split on which all images
-    are right asks for a temperature of 0: for a model that is never in doubt.
+    Labels are smoothed as in Platt 1999 (section 2.2), by two images that are of no class: with n
+    images and k classes each label counts n / (n + 2), and each class 2 / k / (n + 2) more.
+    Without, a small split on which all images are right asks for a temperature of 0: for a model
+    that is never in doubt. One such image for each class would be too many where a class has few.
 
     Args:
         logits: (images, classes), float, of the validation split.
@@ -908,8 +913,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.special import log_softmax
 
     logits = logits.astype(np.float64)
-    images, classes = logits.shape
-    spread = classes / (images + classes)  # part of each label that all classes share
+    images = len(logits)
+    spread = 2 / (images + 2)  # part of each label that all classes share
 
     def loss(log_temperature: float) -> float:
         log_probabilities = log_softmax(logits / np.exp(log_temperature), axis=1)
