@@ -159,13 +159,15 @@ def test_what_is_set_already_is_not_advised(content):
     ("side", "stored", "seen", "advice"),
     [
         (300, 224, 224, None),
-        (32, 224, 224, "backbone.image_size: 128\nfine_tune.image_sizes: null"),
+        (32, 224, 224, "backbone.image_size: 160"),
+        (24, 224, 224, "backbone.image_size: 128\nfine_tune.image_sizes: null"),
         (300, 128, 224, "preprocess.image_size: 224"),
         (300, 300, 224, None),  # for random crops
         (600, 600, 224, "preprocess.image_size: 448"),
         (400, 600, 224, None),
         (200, 300, 224, None),  # no pixel is stored that is not there
-        (60, 224, 224, None),
+        (45, 224, 224, None),
+        (32, 160, 160, None),  # as presets/cifar10_cpu.yaml has it
     ],
 )
 def test_sizes_that_cost_more_than_they_give(content, side, stored, seen, advice):

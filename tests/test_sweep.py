@@ -56,10 +56,13 @@ def test_gpus_are_those_that_are_visible(monkeypatch):
     assert sweep.gpus() == []
 
 
-@pytest.mark.parametrize("before", ["", "params.yaml:", "++", "params.yaml:+"])
-def test_the_data_of_a_grid_is_found_however_it_is_written(before):
-    changes = [f"{before}dataset.path=data/a,'data/b'", "seed=range(2)"]
-    assert sweep.values_by_key(changes)["dataset.path"] == ["data/a", "data/b"]
+@pytest.mark.parametrize("before", ["", "params.yaml:", "++"])
+@pytest.mark.parametrize("values", ["data/a,'data/b'", "choice(data/a,data/b)"])
+def test_the_data_of_a_grid_is_found_however_it_is_written(before, values):
+    changes = [f"{before}dataset.path={values}", "seed=range(2)"]
+    found = sweep.data_of(sweep.combinations(changes))
+    assert found["dataset.path"] == ["data/a", "data/b"]
+    assert found["dataset.name"] == ["elpv"]  # as in params.yaml
 
 
 def test_data_and_weights_that_git_does_not_hold_are_copied(tmp_path, monkeypatch):
@@ -215,7 +218,8 @@ def test_a_grid_that_params_refuse_queues_nothing(monkeypatch, changes, message)
 
 
 def test_a_grid_is_checked_as_dvc_expands_it():
-    sweep.check_combinations(["split.folds=5", "split.fold=range(5)", "fine_tune.epochs=1,2"])
+    changes = ["split.folds=5", "split.fold=range(5)", "fine_tune.epochs=1,2"]
+    assert len(sweep.combinations(changes)) == 10
 
 
 class Queue:

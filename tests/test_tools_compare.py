@@ -184,3 +184,11 @@ def test_long_names_of_classes_leave_room_for_the_confusion(tmp_path, recwarn):
     pixels = np.asarray(Image.open(tmp_path / "c.png").convert("L"))
     shares = pixels[:, : pixels.shape[1] // 2] < 200
     assert shares.mean() > 0.05  # the matrix; names alone leave it no room
+
+
+def test_a_file_in_place_of_the_folder_of_pictures_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_text("x")
+    words = ["tools.compare", "HEAD", "--pictures", str(tmp_path / "a.png")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(UserError, match=r"--pictures: expected a folder, .*a\.png"):
+        compare.main()

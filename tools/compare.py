@@ -217,6 +217,8 @@ def main() -> None:
         "--image-base", metavar="URL", help="of the pictures in the Markdown; default: the folder"
     )
     options = parser.parse_args()
+    if options.pictures and options.pictures.exists() and not options.pictures.is_dir():
+        raise UserError(f"--pictures: expected a folder, received the file {options.pictures}")
     base = options.image_base or f"{options.pictures}/"
     print(comment(options.revision, options.pictures, base), end="")
 

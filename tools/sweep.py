@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -39,6 +40,7 @@ DROPPED = "|".join(
 MOST_COPIES = 1000  # named on one command line
 # What Git ignores in them is .venv, DVC's cache and the stages' outputs.
 PROJECT_FOLDERS = (Path("."), Path("data"))
+DATA_KEYS = (("dataset", "name"), ("dataset", "path"), ("backbone", "own_weights"))
 WORKERS = Path(".dvc/tmp/exps/celery")  # where DVC notes the processes of its workers
 WAITING = ("Queued", "Running")
 ENDED = ("Success", "Failed")
@@ -121,19 +123,8 @@ def running_workers() -> int:
     return found
 
 
-def values_by_key(changes: Sequence[str]) -> dict[str, list[str]]:
-    """The values of each key of a grid, as `check_combinations` takes it, by `section.key`."""
-    pairs = [change.split("=", 1) for change in changes if "=" in change]
-    return {
-        key.removeprefix("params.yaml:").lstrip("+~"): [
-            one.strip("'\" ") for one in text.split(",")
-        ]
-        for key, text in pairs
-    }
-
-
-def check_combinations(changes: Sequence[str]) -> None:
-    """Looks at every combination that a grid asks for, as DVC expands it.
+def combinations(changes: Sequence[str]) -> list[dict[str, Any]]:
+    """The params of every combination that a grid asks for, as DVC expands it, checked.
 
     Args:
         changes: `section.key=values` by Hydra's grammar, with or without `params.yaml:` before.
@@ -146,6 +137,7 @@ def check_combinations(changes: Sequence[str]) -> None:
     from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
     from hydra.errors import HydraException
 
+    contents = []
     try:
         for overrides in get_hydra_sweeps(to_path_overrides(changes)):
             chosen = overrides.get(str(params.PARAMS_FILE), [])
@@ -153,10 +145,21 @@ def check_combinations(changes: Sequence[str]) -> None:
                 path = Path(folder) / params.PARAMS_FILE.name
                 shutil.copyfile(params.PARAMS_FILE, path)
                 apply_overrides(path, chosen)
-                source = f"{params.PARAMS_FILE} with -S {' -S '.join(chosen)}"
-                check_params.check(params.read(path), source)
+                contents.append(params.read(path))
+            source = f"{params.PARAMS_FILE} with -S {' -S '.join(chosen)}"
+            check_params.check(contents[-1], source)
     except (DvcException, HydraException) as error:
         raise UserError(f"-S {' -S '.join(changes)}: {error.__cause__ or error}") from None
+    return contents
+
+
+def data_of(contents: Iterable[Mapping[str, Any]]) -> dict[str, list]:
+    """What `untracked_data` looks at, of the params of several experiments."""
+    found: dict[tuple, dict] = {key: {} for key in DATA_KEYS}  # sets that keep their order
+    for content in contents:
+        for section, key in found:
+            found[section, key][content[section].get(key)] = None
+    return {".".join(key): list(values) for key, values in found.items()}
 
 
 def untracked_data(values: Mapping[str, Sequence[str]]) -> list[str]:
@@ -323,8 +326,7 @@ def main() -> None:
     earlier = Counter({state: before[state] for state in ENDED})
     if options.set_param:
         words = [word for change in options.set_param for word in ("-S", change)]
-        check_combinations(options.set_param)
-        chosen = values_by_key(options.set_param)
+        chosen = data_of(combinations(options.set_param))
         copies = [word for path in untracked_data(chosen) for word in ("--copy-paths", path)]
         print(dvc("exp", "run", "--queue", *copies, *words), end="", flush=True)
     try:
