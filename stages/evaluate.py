@@ -54,9 +54,10 @@ def measure(
         image_weights: (images,), 0 or more, for the weighted metrics; None: do without them.
 
     Returns:
-        What stages.common.metrics gives, `interval` (metric to low and high), and
-        `slice`: column to value to the same numbers of these images alone. Of more than 100
-        classes, slices and intervals go without the areas under curves, which take too long.
+        What stages.common.metrics gives, `groups` (how many there are), `interval` (metric to low
+        and high), and `slice`: column to value to the same numbers of these images alone. Of more
+        than 100 classes, slices and intervals go without the areas under curves, which take too
+        long.
     """
     groups = np.array([row.group for row in rows])
     slices = {
@@ -87,6 +88,7 @@ def measure(
                 )
             )
 
+        result["groups"] = len(np.unique(groups))
         result["interval"] = interval(slice(None))
         result["slice"] = {
             column: {

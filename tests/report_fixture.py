@@ -113,6 +113,7 @@ def model_metrics(labels, predicted, class_names) -> dict:
         **scores,
         **({"top_5_accuracy": min(1.0, accuracy + 0.1)} if number > 5 else {}),
         "images": len(labels),
+        "groups": len(labels),
         "temperature": 1.3,
         "uncalibrated": {key: 1.2 * scores[key] for key in calibration},
         "interval": {

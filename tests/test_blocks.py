@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from stages.common import backbones, blocks
+from stages.common import backbones, blocks, models
 from stages.common.run import UserError
 
 FAMILIES = {
@@ -23,19 +23,19 @@ FAMILIES = {
 
 
 def cut_points(model) -> set[str]:
-    """Layers behind which nothing reads what came before them."""
-    position = {layer.name: number for number, layer in enumerate(model.layers)}
+    """Layers and operations behind which nothing reads what came before them."""
+    position = {one.name: number for number, one in enumerate(model.operations)}
     last_reader: dict[str, int] = {}
-    for layer in model.layers:
-        for node in layer._inbound_nodes:
+    for one in model.operations:
+        for node in one._inbound_nodes:
             for parent in node.parent_nodes:
                 name = parent.operation.name
-                last_reader[name] = max(last_reader.get(name, 0), position[layer.name])
+                last_reader[name] = max(last_reader.get(name, 0), position[one.name])
     found, reach = set(), 0
-    for number, layer in enumerate(model.layers):
+    for number, one in enumerate(model.operations):
         if reach <= number:
-            found.add(layer.name)
-        reach = max(reach, last_reader.get(layer.name, number))
+            found.add(one.name)
+        reach = max(reach, last_reader.get(one.name, number))
     return found
 
 
@@ -50,7 +50,8 @@ def test_blocks_of_a_family_are_whole(family):
     assert model.get_layer(blocks.outputs(model)[name]).output.shape[-1] == channels
     names = [layer for layers in found.values() for layer in layers]
     assert sorted(names) == sorted(layer.name for layer in model.layers[1:])
-    assert set(blocks.outputs(model).values()) <= cut_points(model)
+    ends = [models.output_at(model, layer) for layer in blocks.outputs(model).values()]
+    assert {end._keras_history.operation.name for end in ends} <= cut_points(model)
     keras.backend.clear_session()
 
 

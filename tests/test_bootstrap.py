@@ -100,7 +100,8 @@ def test_area_with_ties_by_hand():
     assert np.isnan(areas[2])
 
 
-def test_resamples_of_two_groups_are_the_three_that_exist():
+def test_resamples_of_two_groups_are_the_three_that_exist(monkeypatch):
+    monkeypatch.setattr(bootstrap, "LEAST_GROUPS", 2)
     # Group a: two images, both right. Group b: one image, wrong. Drawn are aa, ab, ba or bb.
     labels, probabilities = np.zeros(3, int), np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8]])
     accuracy = bootstrap.distribution(labels, probabilities, ["a", "a", "b"], 4000)["accuracy"]
@@ -146,11 +147,36 @@ def test_two_models_meet_the_same_resamples():
     assert np.std(second - np.random.default_rng(0).permutation(first)) > 1.2 * np.std(first)
 
 
-def test_one_group_has_no_interval():
-    labels, probabilities = draw(5, 2)
+def test_few_groups_have_no_interval():
+    labels, probabilities = draw(12, 2)
     told = []
-    assert bootstrap.distribution(labels, probabilities, ["a"] * 5, 100, told.append) == {}
+    five, six = ([str(number % count) for number in range(12)] for count in (5, 6))
+    assert bootstrap.distribution(labels, probabilities, five, 100, told.append) == {}
     assert told == [100]
+    assert "accuracy" in bootstrap.distribution(labels, probabilities, six, 100)
+
+
+def test_weights_of_few_groups_have_no_interval():
+    labels, probabilities = draw(12, 2)
+
+    def found(weighted: int) -> set[str]:
+        weights = np.where(np.arange(12) < weighted, 0.5, 0.0)
+        groups = [str(number) for number in range(12)]
+        return {*bootstrap.distribution(labels, probabilities, groups, 100, image_weights=weights)}
+
+    assert found(6) - found(5) == {"weighted_accuracy", "weighted_roc_auc"}
+    assert "accuracy" in found(5)
+
+
+def test_the_interval_of_f1_lies_around_it_also_where_classes_have_few_images():
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(200), 3)
+    answers = np.where(random.random(600) < 0.8, labels, random.integers(0, 200, 600))
+    probabilities = np.eye(200)[answers]
+    resampled = bootstrap.distribution(labels, probabilities, list(range(600)), 200)
+    ends = bootstrap.intervals(resampled)["f1_macro"]
+    estimate = sklearn_metrics.f1_score(labels, answers, average="macro")
+    assert ends["low"] + 0.01 < estimate < ends["high"] - 0.01
 
 
 def test_images_of_one_class_have_intervals_of_what_is_defined():

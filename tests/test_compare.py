@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stages import compare
-from stages.common import predictions, splits
+from stages.common import bootstrap, predictions, splits
 from stages.common.predictions import Predictions
 from stages.common.run import UserError
 
@@ -31,14 +31,29 @@ def test_mcnemar_by_hand(head_only, fine_tuned_only, p_value):
     both_right_and_both_wrong = [True] * 7 + [False] * 4
     head = both_right_and_both_wrong + [True] * head_only + [False] * fine_tuned_only
     fine_tuned = both_right_and_both_wrong + [False] * head_only + [True] * fine_tuned_only
-    assert compare.mcnemar(np.array(head), np.array(fine_tuned)) == {
+    each = list(range(len(head)))
+    assert compare.mcnemar(np.array(head), np.array(fine_tuned), each) == {
         "head_only_correct": head_only,
         "fine_tuned_only_correct": fine_tuned_only,
         "p_value": pytest.approx(p_value),
     }
 
 
-def test_differences_by_hand():
+def test_mcnemar_tosses_once_for_all_images_of_a_group():
+    """A burst of five that fine-tuning alone gets right, and three single images, one lost."""
+    fine_tuned = np.array([True] * 5 + [True, True, False])
+    groups = ["burst"] * 5 + ["a", "b", "c"]
+    # 5 + 1 + 1 - 1 = 6: of 16 tosses, 5 ± 1 ± 1 ± 1 is 6 or more in 4 of 8, and as many below.
+    assert compare.mcnemar(~fine_tuned, fine_tuned, groups)["p_value"] == pytest.approx(1 / 2)
+    alone = compare.mcnemar(~fine_tuned, fine_tuned, list(range(8)))["p_value"]
+    assert alone == pytest.approx(18 / 256)
+    # What cancels out within a group says nothing.
+    even = np.array([True, False, True])
+    assert compare.mcnemar(~even, even, ["one", "one", "b"])["p_value"] == 1
+
+
+def test_differences_by_hand(monkeypatch):
+    monkeypatch.setattr(bootstrap, "LEAST_GROUPS", 2)
     # Head: images a and c right. Fine-tuned: a, b and c. Four groups of an image each.
     labels = np.array([0, 0, 1, 1])
     head, tuned = table().probabilities, table(of_dog=(0.1, 0.4, 0.9, 0.3)).probabilities
@@ -59,7 +74,8 @@ def test_differences_by_hand():
     assert set(found) == set(compare.COMPARED)
 
 
-def test_of_one_class_only_what_is_defined_is_compared():
+def test_of_one_class_only_what_is_defined_is_compared(monkeypatch):
+    monkeypatch.setattr(bootstrap, "LEAST_GROUPS", 2)
     labels = np.zeros(4, int)
     found = compare.differences(
         labels, table().probabilities, table().probabilities, list("abcd"), 100, lambda count: None
@@ -123,7 +139,8 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_stage_writes_the_comparison(project):
+def test_the_stage_writes_the_comparison(project, monkeypatch):
+    monkeypatch.setattr(bootstrap, "LEAST_GROUPS", 2)
     compare.main()
     found = json.loads((project / "metrics" / "comparison.json").read_text())
     assert found["accuracy"]["difference"] == 0.25

@@ -72,6 +72,25 @@ def test_same_pairs_as_comparing_all_with_all(monkeypatch, distance, longest_run
     assert len(expected) > 10
 
 
+def test_same_groups_as_comparing_all_with_all_where_hashes_are_equal_and_shapes_differ():
+    """A picture may be like the last of those with one hash and unlike the first."""
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        hashes = np.array([TEXTURED, flip(TEXTURED, 1), flip(TEXTURED, 1, 9)], np.uint64)
+        hashes = hashes[random.integers(0, 3, 12)]
+        aspects = random.uniform(1, 1.35, 12)
+        joined = [{number} for number in range(12)]
+        for first, second in itertools.combinations(range(12), 2):
+            shapes = sorted(aspects[[first, second]])
+            alike = shapes[1] <= (1 + duplicates.ASPECT_TOLERANCE) * shapes[0]
+            if alike and int(hashes[first] ^ hashes[second]).bit_count() <= 1:
+                merged = joined[first] | joined[second]
+                for member in merged:
+                    joined[member] = merged
+        expected = {tuple(sorted(group)) for group in joined if len(group) > 1}
+        assert {tuple(sorted(group)) for group in near(hashes, 1, aspects)} == expected, seed
+
+
 def test_being_near_is_passed_on():
     second, third = flip(TEXTURED, 1, 2), flip(TEXTURED, 1, 2, 3, 4)
     far = flip(TEXTURED, *range(10, 20))

@@ -285,11 +285,15 @@ class TestImageFolder:
         for name in ("cat", "dog"):
             draw_images(tmp_path / "own" / name, 2)
         (tmp_path / "own" / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-        with pytest.raises(UserError, match=r"1 of 5 images .*\n.*dog/gone\.png: missing_file"):
+        (tmp_path / "own" / "dog" / "loop.png").symlink_to("loop.png")
+        with pytest.raises(UserError, match=r"2 of 6 images .*\n.*dog/gone\.png: missing_file"):
             run_main("image_folder", tmp_path / "own")
         run_main("image_folder", tmp_path / "own", on_bad_image="skip")
-        (row,) = inventory.read(Path("data/rejected.csv"))
-        assert (row.name, row.label, row.problem) == ("dog/gone.png", "dog", "missing_file")
+        rows = inventory.read(Path("data/rejected.csv"))
+        assert [(row.name, row.label, row.problem) for row in rows] == [
+            ("dog/gone.png", "dog", "missing_file"),
+            ("dog/loop.png", "dog", "missing_file"),
+        ]
 
     def test_a_split_of_links_to_nothing_is_one_sentence(self, tmp_path, draw_images, run_main):
         for name in ("cat", "dog"):

@@ -136,6 +136,9 @@ class TestTable:
             (b"path,label\na.jpg,cat,3\n", "Expected 2 columns, got 3"),
             (b"path,label\n\xe9.jpg,cat\n", "UTF8"),
             (b"path,label,stra\xdfe\na.jpg,cat,b\n", "utf-8"),
+            # Arrow would take the second line's end and the third for one cell.
+            (b'path,label\na.jpg,"cat\nb.jpg,cat\n', "line 2: unexpected end of data"),
+            (b'path,label\na.jpg,cat\nb.jpg,"a"b\n', "line 3: ',' expected after '\"'"),
         ],
     )
     def test_a_table_that_can_not_be_read(self, tmp_path, content, words):
@@ -232,6 +235,16 @@ class TestColumns:
             places = [find(key) for key in keys]
             assert places == sorted(places)
             assert places[0] > 0
+
+    def test_a_group_that_two_systems_write_in_two_ways_is_one(self, tmp_path, pictures):
+        names = ["Jos\xe9 B", "Jose\u0301  B", "Ann", "Ann "]
+        rows = [
+            f"{path},{label},{name}"
+            for path, label, name in zip(pictures, ["cat", "dog"] * 2, names, strict=False)
+        ]
+        table = write_table(tmp_path / "t.csv", "path,label,patient", *rows)
+        raw, _ = prepare(table, group_column="patient")
+        assert {image.columns["group"] for image in raw} == {"Jos\xe9 B", "Ann"}
 
     def test_an_image_may_be_named_twice(self, tmp_path, pictures):
         rows = [f"{pictures[0]},cat", f"{pictures[0]},dog", f"{pictures[1]},dog"]

@@ -159,3 +159,7 @@ def test_input_scaling_that_only_published_weights_bring_comes_along(tmp_path, m
     largest = np.abs(expected).max()
     np.testing.assert_allclose(network(images), expected, rtol=0, atol=1e-3 * largest)
     assert np.abs(plain(images) - expected).max() > 0.1 * largest
+    # A file of weights alone can't say whether there was such a layer.
+    published.save_weights(tmp_path / "mine" / "b0.weights.h5")
+    with pytest.raises(UserError, match=r"expected a \.keras file of this network, received .*b0"):
+        stage.network(parameters("b0.weights.h5", "efficientnet_b0"))

@@ -110,6 +110,27 @@ def test_a_picture_is_shrunk_as_those_that_the_model_trained_on(folder, model_fi
     assert np.abs(classifier.picture(given) - straight).max() > 5
 
 
+@pytest.mark.parametrize("name", ["0.png", "2.png"])
+def test_pictures_of_one_small_size_are_seen_as_evaluate_sees_them(
+    folder, model_file, tmp_path, name
+):
+    """`evaluate` leaves pictures of one size as they are stored, and rounds nothing after."""
+    model = models.load(model_file)
+    models.save(model, tmp_path / "model.keras", NAMES, shrunk_to=90)
+    stored = np.asarray(Image.open(folder / name).resize((20, 24)))
+    Image.fromarray(stored).save(tmp_path / "small.png")
+    expected = models.on_device(model)(stored[None].astype("float32"))
+    classifier = predict.Classifier(tmp_path / "model.keras")
+    picture = classifier.picture((tmp_path / "small.png").read_bytes())
+    np.testing.assert_allclose(classifier.probabilities(picture[None]), expected, atol=1e-6)
+
+
+def test_a_name_that_no_file_can_have_loses_nothing(folder):
+    good, bad = predict.read_files([folder / "0.png", folder / "a\0b.png"])
+    assert good.encoded
+    assert "null byte" in bad.unreadable
+
+
 def test_json_is_one_list(folder, model_file, capsys):
     prediction = predict.Prediction(folder / "0.png", [("rot & süß", 0.75)])
     predict.write_json(iter([prediction, prediction]), sys.stdout)

@@ -26,6 +26,7 @@ def model_metrics(accuracy: float, images: int = 656, **classes: int) -> dict:
     return {
         "accuracy": accuracy,
         "images": images,
+        "groups": images,
         "class": {name: {"support": count} for name, count in support.items()},
         "interval": {"accuracy": {"low": accuracy - 0.02, "high": accuracy + 0.02}},
     }
@@ -131,7 +132,7 @@ def test_caveats_name_tiny_classes_wide_intervals_and_imbalance():
     metrics["interval"]["accuracy"] = {"low": 0.4, "high": 0.8}
     unclear = {"accuracy": {"difference": 0.01, "low": -0.1, "high": 0.1}}
     data = {"splits": {"train": {"class": {"cat": 100, "dog": 20}}}}
-    text = " ".join(wording.caveats(data, {"fine_tuned": metrics}, unclear))
+    text = " ".join(wording.caveats(data, dict.fromkeys(wording.NAMES, metrics), unclear))
     for part in ("test images (dog)", "too wide", "do not tell which", "5 times the training"):
         assert part in text
     balanced = model_metrics(0.9, images=900, cat=450, dog=450)
@@ -139,7 +140,7 @@ def test_caveats_name_tiny_classes_wide_intervals_and_imbalance():
     clear = {"difference": 0.1, "low": 0.05, "high": 0.15}
     for key in ("accuracy", "f1_macro"):
         comparison = unclear | {key: clear}
-        text = " ".join(wording.caveats(data, {"fine_tuned": balanced}, comparison))
+        text = " ".join(wording.caveats(data, dict.fromkeys(wording.NAMES, balanced), comparison))
         assert not re.search("too wide|do not tell which|times the training|fewer than", text)
 
 
@@ -280,10 +281,34 @@ def test_a_model_without_mistakes_is_not_said_to_be_certain():
     data = {"splits": {"train": {"class": {"cat": 90, "dog": 100}}}}
     perfect = model_metrics(1.0, images=60, cat=30, dog=30)
     perfect["interval"]["accuracy"] = {"low": 1.0, "high": 1.0}
-    text = " ".join(wording.caveats(data, {"fine_tuned": perfect}, clear)).replace(SPACE, " ")
-    assert "up to 5.0 % of such images are wrong, 60 images may all be right" in text
-    usual = wording.caveats(data, {"fine_tuned": model_metrics(0.9)}, clear)
-    assert "without width" not in " ".join(usual)
+    usual = model_metrics(0.9)
+
+    def text(head, fine_tuned) -> str:
+        models = {"head": head, "fine_tuned": fine_tuned}
+        return " ".join(wording.caveats(data, models, clear)).replace(SPACE, " ")
+
+    words = "up to 5.0 % of such images are wrong, 60 images may all be right"
+    assert words in text(usual, perfect)
+    assert "No test image is wrong (head and fine-tuned)" in text(perfect, perfect)
+    assert "No test image is wrong (head), which" in text(perfect, model_metrics(0.9, images=60))
+    assert "without width" not in text(usual, usual)
+    of_patients = perfect | {"groups": 10}
+    words = "up to 30.0 % of such groups are wrong, 10 groups may all be right"
+    assert words in text(of_patients, of_patients)
+
+
+def test_few_groups_are_said_to_give_too_narrow_intervals():
+    data = {"splits": {"train": {"class": {"cat": 90, "dog": 100}}}}
+    clear = {"accuracy": {"difference": 0.1, "low": 0.05, "high": 0.15}}
+
+    def text(**changes) -> str:
+        found = model_metrics(0.9) | changes
+        models = {"head": found, "fine_tuned": found}
+        return " ".join(wording.caveats(data, models, clear)).replace(SPACE, " ")
+
+    assert "The 656 test images are of 11 groups, and those of one belong" in text(groups=11)
+    assert "belong together" not in text(groups=12)
+    assert "belong together" not in text(images=9, groups=9)
 
 
 def with_params(found, section: str, **changes) -> evidence.Evidence:

@@ -16,7 +16,7 @@ from typing import TextIO
 
 import numpy as np
 
-from stages.common import explain, geometry, images, models, params, paths, shards, tables
+from stages.common import explain, geometry, images, models, params, paths, tables
 from stages.common.datasets.sources import Folder
 from stages.common.image_names import SUFFIXES, is_image
 from stages.common.run import UserError, progress, run, start_tensorflow
@@ -90,8 +90,8 @@ def read_files(files: Iterable[Path]) -> Iterator[ImageFile]:
     for path in files:
         try:
             yield ImageFile(path, path.read_bytes())
-        except OSError as error:
-            yield ImageFile(path, b"", error.strerror or str(error))
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+            yield ImageFile(path, b"", getattr(error, "strerror", None) or str(error))
 
 
 class Classifier:
@@ -135,14 +135,8 @@ class Classifier:
         )
 
     def square(self, pixels: np.ndarray) -> np.ndarray:
-        """A stored picture as the network's square, float32: what the model makes of it.
-
-        Of pictures that are smaller than `shrunk_to` values are whole numbers, as shards.batches
-        makes squares of stored images of several sizes.
-        """
-        if pixels.shape[:2] == (self.shrunk_to, self.shrunk_to):
-            return geometry.antialiased(pixels[np.newaxis], self.side).numpy()[0]
-        return shards.square_pixels(pixels, self.side, self.channels).numpy().astype(np.float32)
+        """A stored picture as the network's square, float32: what the model makes of it."""
+        return geometry.antialiased(pixels[np.newaxis], self.side).numpy()[0]
 
     def probabilities(self, pictures: np.ndarray) -> np.ndarray:
         """(batch, side, side, channels), 0–255, to (batch, classes) float32."""

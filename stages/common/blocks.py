@@ -60,7 +60,7 @@ def blocks(backbone) -> dict[str, list[str]]:
 
 
 def outputs(backbone) -> dict[str, str]:
-    """Block's name to the name of its last layer, in the order of depth."""
+    """Block's name to the name of its last layer, in the order of depth; see models.output_at."""
     return {block: layers[-1] for block, layers in blocks(backbone).items()}
 
 

@@ -224,22 +224,28 @@ def near_groups(perceptual: np.ndarray, aspects: np.ndarray, distance: int) -> n
     if len(textured) == 0:
         return np.arange(len(perceptual), dtype=np.int32)
     # Equal hashes are chained along their aspect ratios, which costs a sort however many they are;
-    # the first of each chain stands for it from here on.
+    # from here on the first of each chain stands for it, with all the shapes that it has: they lie
+    # so close that a shape between the lowest and the highest is like one of them.
     order = textured[np.lexsort((aspects[textured], perceptual[textured]))].astype(np.int32)
     del signs, textured
     follows = (perceptual[order[1:]] == perceptual[order[:-1]]) & _same_shape(
         aspects[order[1:]], aspects[order[:-1]]
     )
-    heads = order[np.flatnonzero(np.concatenate([[True], ~follows]))]
+    starts = np.flatnonzero(np.concatenate([[True], ~follows]))
+    heads = order[starts]
+    lowest, highest = aspects[heads], aspects[order[np.append(starts[1:], len(order)) - 1]]
     followers = np.flatnonzero(follows) + 1
     # Of each, the last head before it.
     chained = order[followers], heads[followers - np.arange(1, len(followers) + 1)]
-    del order, follows, followers
+    del order, follows, followers, starts
 
     def edges() -> Iterator[Pairs]:
         yield chained
         for first, second in near_pairs(perceptual[heads], distance):
-            shaped = _same_shape(aspects[heads[first]], aspects[heads[second]])
+            shaped = _same_shape(
+                np.maximum(lowest[first], lowest[second]),
+                np.minimum(highest[first], highest[second]),
+            )
             yield heads[first[shaped]], heads[second[shaped]]
 
     return _merge(np.arange(len(perceptual), dtype=np.int32), edges())
@@ -318,8 +324,9 @@ def _compare_runs(hashes, ordered, starts, ends, distance: int) -> Iterator[Pair
             yield first[near], second[near]
 
 
-def _same_shape(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return np.maximum(first, second) <= (1 + ASPECT_TOLERANCE) * np.minimum(first, second)
+def _same_shape(wider: np.ndarray, narrower: np.ndarray) -> np.ndarray:
+    """Whether aspect ratios are alike, also where the first one is the smaller one."""
+    return wider <= (1 + ASPECT_TOLERANCE) * narrower
 
 
 def _smallest(groups: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:

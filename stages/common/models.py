@@ -49,6 +49,27 @@ def with_any_size(backbone, resize: str = "squash"):
     return keras.Model(images, backbone(resized, training=False), name="backbone_any_size")
 
 
+def output_at(backbone, name: str):
+    """What a network goes on with behind a layer: its output, or the sum that it is a part of.
+
+    ConvNeXt adds a block's branch to its input by an operation, which is no layer and has no name
+    that could be asked for: the branch alone would leave out all that earlier blocks found.
+    """
+    import keras
+
+    output = backbone.get_layer(name).output
+    readers = [
+        operation
+        for operation in backbone.operations
+        for node in operation._inbound_nodes
+        if any(tensor is output for tensor in node.input_tensors)
+    ]
+    if len(readers) == 1 and not isinstance(readers[0], keras.layers.Layer):
+        (operation,) = readers
+        return operation.output if type(operation).__name__ == "Add" else output
+    return output
+
+
 def at_layers(backbone_model, names: Sequence[str]):
     """The same backbone, ending where the named layers do; what comes later is dropped.
 
@@ -64,7 +85,7 @@ def at_layers(backbone_model, names: Sequence[str]):
     if not names:
         return backbone_model
     backbone = backbone_model.get_layer("backbone")
-    outputs = [backbone.get_layer(name).output for name in names]
+    outputs = [output_at(backbone, name) for name in names]
     cut = keras.Model(backbone.input, outputs if len(names) > 1 else outputs[0], name="backbone")
     resized = backbone_model.get_layer("resize").output
     outputs = cut(resized, training=False)

@@ -38,6 +38,7 @@ def load(backbone, path: Path):
             scales its input in another way.
     """
     if path.suffix == ".h5":
+        _check_that_scaling_is_known(backbone, path)
         try:
             backbone.load_weights(path)
         except (ValueError, OSError, KeyError) as error:
@@ -61,6 +62,21 @@ def load(backbone, path: Path):
             )
     backbone.set_weights([weight.numpy() for weight in found[: len(wanted)]])
     return _scaled_as(source, backbone, path)
+
+
+def _check_that_scaling_is_known(backbone, path: Path) -> None:
+    """UserError for EfficientNet-B0 to B7: see `_scaled_as`, which needs the network's layers."""
+    import keras
+
+    for layer in backbone.layers:
+        # That of EfficientNetV2 has its numbers from its code, not from the file.
+        if isinstance(layer, keras.layers.Normalization) and layer.weights:
+            raise UserError(
+                f"params.yaml, backbone.weights: expected a .keras file of this network, received "
+                f"{path}, which does not say whether pixels are divided by the colours' deviation, "
+                "as Keras does where it loads ImageNet's weights; save the network whole: "
+                "network.save('NAME.keras')"
+            )
 
 
 def _scaled_as(source, backbone, path: Path):

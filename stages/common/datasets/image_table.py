@@ -1,5 +1,6 @@
 """Images listed in a table (CSV or Parquet), one row an image, with columns about it."""
 
+import csv
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from stages.common import images
+from stages.common import images, tables
 from stages.common.datasets.image_folder import OFFICIAL_SPLITS
 from stages.common.datasets.remote import THREADS, Downloader, is_url
 from stages.common.image_names import class_name_of, is_hidden
@@ -34,6 +35,7 @@ class Table:
             UserError: there is no such file, or it can't be read.
         """
         self.path = _find_table(path)
+        self._check_quotes()
         names = [name for name, _ in self._fields()]
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
@@ -75,6 +77,24 @@ class Table:
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise self._unreadable(error) from None
 
+    def _check_quotes(self) -> None:
+        """Arrow takes all that follows a quotation mark without its second one for one cell."""
+        delimiter = DELIMITERS.get(self.path.suffix.lower())
+        if delimiter is None:
+            return
+        last_line = 0
+        csv.field_size_limit(tables.MOST_CHARACTERS)
+        with self.path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            try:
+                for _row in reader:
+                    last_line = reader.line_num
+            except csv.Error as error:
+                raise self._unreadable(
+                    f"in the row that begins in line {last_line + 1}: {error} (a cell that begins "
+                    "with a quotation mark ends with one, and marks within it are doubled)"
+                ) from None
+
     def _batches(self) -> Iterator[Any]:
         if self.path.suffix.lower() in DELIMITERS:
             import pyarrow as pa
@@ -89,17 +109,17 @@ class Table:
                 yield from file.iter_batches(ROWS_AT_ONCE, columns=self.column_names)
 
     def _csv(self, types: Mapping[str, Any]):
-        from pyarrow import csv
+        import pyarrow.csv
 
-        return csv.open_csv(
+        return pyarrow.csv.open_csv(
             self.path,
-            parse_options=csv.ParseOptions(
+            parse_options=pyarrow.csv.ParseOptions(
                 delimiter=DELIMITERS[self.path.suffix.lower()], newlines_in_values=True
             ),
-            convert_options=csv.ConvertOptions(column_types=types),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=types),
         )
 
-    def _unreadable(self, error: Exception) -> UserError:
+    def _unreadable(self, error: Exception | str) -> UserError:
         return UserError(
             f"dataset.path: the table {self.path} can't be read: {error}; it must be UTF-8 text "
             "with a header line (CSV by commas, TSV by tabs) or Parquet"
@@ -300,7 +320,8 @@ class ImageTable(tfds.core.GeneratorBasedBuilder):
             any_image = True
             example = {"image": outcome, "label": label, "name": path}
             if self._group_column:
-                example["group"] = row[self._group_column].strip()
+                # As labels are: of one patient, é may be written in two ways.
+                example["group"] = class_name_of(row[self._group_column])
             yield number, example | {name: row[column] for name, column in self._others.items()}
         if not any_image:
             raise UserError(

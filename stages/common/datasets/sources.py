@@ -6,6 +6,7 @@ none can leave the target, and no link of it is followed.
 
 import abc
 import contextlib
+import errno
 import gzip
 import lzma
 import os
@@ -96,8 +97,13 @@ class Folder(Source):
                 yield f"{folder}/{path.name}"
 
     def read(self, name: str) -> bytes:
-        """The content of a file."""
-        return (self.path / name).read_bytes()
+        """The content of a file; FileNotFoundError where it leads to none."""
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise FileNotFoundError(errno.ENOENT, "a link to itself", name) from None
+            raise
 
     def _walk(self, folder: Path, prefix: str, above: tuple) -> Iterator[str]:
         status = folder.stat()
@@ -108,17 +114,27 @@ class Folder(Source):
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
         for entry in entries:
-            if entry.is_dir():
+            if _is(entry.is_dir):
                 if entry.is_symlink():
                     self.linked_folders.add(prefix + entry.name)
                 yield from self._walk(
                     folder / entry.name, f"{prefix}{entry.name}/", (*above, identity)
                 )
-            elif entry.is_file():
+            elif _is(entry.is_file):
                 yield prefix + entry.name
             elif entry.is_symlink() and not (folder / entry.name).exists():
                 self.missing.add(prefix + entry.name)
                 yield prefix + entry.name
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """What a directory's entry is; a link that leads to itself is nothing."""
+    try:
+        return kind()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 class Zip(Source):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.common.metrics import ALL_CLASSES
+from stages.common.metrics import ALL_CLASSES, CALIBRATION_BINS
 from stages.common.plots import BLUE, ORANGE, SPLIT_COLORS, shorten
 from stages.common.report import wording
 from stages.common.report.evidence import Model
@@ -516,13 +516,16 @@ def reliability(model: str, bins: Mapping[str, Sequence[Mapping[str, float]]]) -
         )
     )
     when_shown = "before and after" if bins["before"] else "after"
-    sure = sum(row["images"] for row in after if row["confidence"] > 0.9)
+    # A bin is told by its mean; the end of one is where images can be counted.
+    sure_from = 1 - 1 / CALIBRATION_BINS
+    sure = sum(row["images"] for row in after if row["confidence"] > sure_from)
     total = sum(row["images"] for row in after)
     return Chart(
         name=f"reliability-{model}",
         title=f"Reliability: {NAMES[model]}",
         summary=f"Reliability of the {NAMES[model]} model, {when_shown} temperature scaling. "
-        f"After it, {percent(sure / max(total, 1))} of the images have a confidence above 0.9.",
+        f"After it, {percent(sure / max(total, 1))} of the images have a confidence above "
+        f"{decimal(sure_from)}.",
         figure=_figure(
             traces,
             xaxis={"title": {"text": "confidence"}, "range": [0, 1.03], "anchor": "y2"},

@@ -67,8 +67,10 @@ def page(evidence: Evidence, stated) -> dict[str, Any]:
         else [],
         "reliability": [charts.reliability(name, models[name].reliability) for name in NAMES],
         "calibration": calibration_table(metrics),
+        "calibration_note": calibration_note(metrics),
         "class_f1": charts.class_f1(models),
         "classes": class_table(metrics, evidence.data),
+        "no_slices": no_slices_note(evidence),
         "slices": [
             {
                 "column": column,
@@ -370,6 +372,21 @@ def learning_note(evidence: Evidence) -> str:
         "test split."
     )
     return " ".join(sentences)
+
+
+def calibration_note(metrics: Mapping[str, Mapping]) -> str:
+    """What the temperature does, to one view of an image or to the mean of several."""
+    fitted = "One temperature a model, fitted on the validation split, scales the probabilities"
+    if "uncalibrated" in metrics["fine_tuned"]:
+        return f"{fitted}; it changes no prediction."
+    return f"{fitted} of each view; it is not fitted to the mean over views that is measured here."
+
+
+def no_slices_note(evidence: Evidence) -> str:
+    """Why no column parts the test images."""
+    if evidence.params["evaluate"]["slice_columns"] is None:
+        return "none has 2 to 10 values."
+    return "params.yaml asks for none."
 
 
 def data_notes(evidence: Evidence) -> list[str]:

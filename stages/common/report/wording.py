@@ -10,6 +10,7 @@ from stages.common.splits import SPLIT_NAMES
 # Mathematical signs and spaces that no line break can follow.
 MINUS, SPACE = "\u2212", "\u00a0"
 FEW_IMAGES = 20  # with fewer test images, one of them is five points of a class's recall
+FEW_GROUPS = 12  # with fewer, intervals of accuracy miss the truth more often than they say
 NAMES = {"head": "head", "fine_tuned": "fine-tuned"}  # of the models, for people
 
 
@@ -262,12 +263,20 @@ def caveats(data: Mapping, metrics: Mapping[str, Mapping], comparison: Mapping) 
             f"With {count(fine_tuned['images'], 'test image')} the accuracy's 95{SPACE}% interval "
             f"is {ACCURACY.format_interval(**interval)}{SPACE}%: too wide for fine comparisons."
         )
-    if fine_tuned["accuracy"] == 1:
-        images = fine_tuned["images"]
+    images, groups = fine_tuned["images"], fine_tuned["groups"]
+    if interval and groups < min(images, FEW_GROUPS):
         sentences.append(
-            "No test image is wrong, which gives an interval without width, but no certainty: "
-            f"where up to {percent(min(1.0, 3 / images))} of such images are wrong, "
-            f"{count(images, 'image')} may all be right by chance (the rule of three)."
+            f"The {number(images)} test images are of {count(groups, 'group')}, and those of one "
+            "belong together: one piece of evidence. Intervals of so few are too narrow."
+        )
+    perfect = [name for model, name in NAMES.items() if metrics[model]["accuracy"] == 1]
+    if perfect:
+        # By chance groups are right, not images: those of one are right or wrong together.
+        kind = "image" if groups == images else "group"
+        sentences.append(
+            f"No test image is wrong ({' and '.join(perfect)}), which gives an interval without "
+            f"width, but no certainty: where up to {percent(min(1.0, 3 / groups))} of such {kind}s "
+            f"are wrong, {count(groups, kind)} may all be right by chance (the rule of three)."
         )
     if not _other_differences(comparison):
         sentences.append(
