@@ -224,10 +224,11 @@ def test_every_number_of_a_table_is_that_of_its_model_and_class(found):
 
 def test_mcnemar_tells_which_model_alone_is_right():
     result = {"head_only_correct": 7, "fine_tuned_only_correct": 21, "p_value": 0.0125}
-    assert wording.mcnemar(result, 656).replace(SPACE, " ") == (
+    assert wording.mcnemar(result, 656, 656).replace(SPACE, " ") == (
         "Of 656 test images, 7 are right with the head alone and 21 after fine-tuning alone "
         "(McNemar's test: p = 0.013)."
     )
+    assert "(McNemar's test by groups: p" in wording.mcnemar(result, 656, 618).replace(SPACE, " ")
 
 
 @pytest.mark.parametrize(
@@ -306,15 +307,28 @@ def test_few_groups_are_said_to_give_too_narrow_intervals():
         models = {"head": found, "fine_tuned": found}
         return " ".join(wording.caveats(data, models, clear)).replace(SPACE, " ")
 
-    assert "The 656 test images are of 11 groups, and those of one belong" in text(groups=11)
-    assert "belong together" not in text(groups=12)
+    assert "The 656 test images are of 19 groups, and those of one belong" in text(groups=19)
+    assert "belong together" not in text(groups=20)
     assert "belong together" not in text(images=9, groups=9)
+
+
+def test_a_temperature_is_not_said_to_be_fitted_to_averaged_views():
+    fitted = {"fine_tuned": {"uncalibrated": {}}}
+    assert "it changes no prediction" in views.calibration_note(fitted)
+    assert "not fitted to the mean over views" in views.calibration_note({"fine_tuned": {}})
 
 
 def with_params(found, section: str, **changes) -> evidence.Evidence:
     """The same with other params of one section."""
     changed = found.params | {section: found.params[section] | changes}
     return dataclasses.replace(found, params=changed)
+
+
+def test_why_no_column_parts_the_images(found):
+    asked = with_params(found, "evaluate", slice_columns=[])
+    assert views.no_slices_note(asked) == "params.yaml asks for none."
+    by_itself = with_params(found, "evaluate", slice_columns=None)
+    assert views.no_slices_note(by_itself) == "none has 2 to 10 values."
 
 
 def test_numbers_of_averaged_views_are_not_said_to_be_those_of_the_saved_model(found):

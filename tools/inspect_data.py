@@ -30,8 +30,8 @@ SEEN_AS = {
 }  # preprocess.resize to what becomes of such a picture
 GREY_LEVELS = 0.5  # difference of channel means of a grey picture
 STEP = 32  # pixels; networks halve the picture five times
-# On CIFAR-10, whose images are 32 pixels, fine-tuning that saw 192 gained
-# nothing over 160, which was a point better than 128 (docs/experiments.md).
+# On CIFAR-10, whose images are 32 pixels, fine-tuning that saw 192 gained nothing over 160, which
+# was a point better than 128 (docs/experiments.md).
 ENOUGH_ENLARGED = 5
 # Stored pixels a side, over those that the network sees.
 MOST_FOR_CROPS = 2

@@ -40,7 +40,7 @@ DROPPED = "|".join(
 MOST_COPIES = 1000  # named on one command line
 # What Git ignores in them is .venv, DVC's cache and the stages' outputs.
 PROJECT_FOLDERS = (Path("."), Path("data"))
-DATA_KEYS = (("dataset", "name"), ("dataset", "path"), ("backbone", "own_weights"))
+DATA_PATHS = (("dataset", "path"), ("backbone", "own_weights"))
 WORKERS = Path(".dvc/tmp/exps/celery")  # where DVC notes the processes of its workers
 WAITING = ("Queued", "Running")
 ENDED = ("Success", "Failed")
@@ -155,7 +155,7 @@ def combinations(changes: Sequence[str]) -> list[dict[str, Any]]:
 
 def data_of(contents: Iterable[Mapping[str, Any]]) -> dict[str, list]:
     """What `untracked_data` looks at, of the params of several experiments."""
-    found: dict[tuple, dict] = {key: {} for key in DATA_KEYS}  # sets that keep their order
+    found: dict[tuple, dict] = {key: {} for key in (("dataset", "name"), *DATA_PATHS)}  # in order
     for content in contents:
         for section, key in found:
             found[section, key][content[section].get(key)] = None
@@ -178,7 +178,7 @@ def untracked_data(values: Mapping[str, Sequence[str]]) -> list[str]:
     names = values.get("dataset.name", [content["dataset"].get("name")])
     paths = {
         f"{section}.{key}": values.get(f"{section}.{key}", [content[section][key]])
-        for section, key in (("dataset", "path"), ("backbone", "own_weights"))
+        for section, key in DATA_PATHS
     }
     found: dict[str, None] = {}  # a set that keeps its order
     for key, given in paths.items():

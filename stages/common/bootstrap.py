@@ -5,8 +5,10 @@ of one picture) are no independent evidence, so that groups are drawn, not image
 fixed: equal predictions have equal intervals, and two models are compared on the same resamples.
 
 What no test image shows, no resample shows: a model that is right on all of them has an interval
-without width. And intervals of few groups are too narrow: of two, one of three differences between
-equal models would seem to be shown, of five one in six, of twelve as many as should.
+without width. And intervals of few groups are too narrow. In a simulation of two equally good
+models on patients of 100 images (400 times, 300 resamples), the interval of their difference left
+zero out in 52 % of the cases with two patients, 17 % with five, 12 % with six and 10 % with twelve,
+where it should in 5.
 """
 
 from collections.abc import Callable, Sequence

@@ -50,7 +50,9 @@ def page(evidence: Evidence, stated) -> dict[str, Any]:
         "verdict": wording.verdict(head, fine_tuned, evidence.comparison),
         "beside_verdict": [
             wording.baseline(fine_tuned),
-            wording.mcnemar(evidence.comparison["mcnemar"], fine_tuned["images"]),
+            wording.mcnemar(
+                evidence.comparison["mcnemar"], fine_tuned["images"], fine_tuned["groups"]
+            ),
         ],
         "key_figures": key_figures(metrics, evidence.comparison),
         "facts": facts(evidence),
