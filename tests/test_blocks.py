@@ -1,6 +1,7 @@
 """Blocks of networks: whole, in order, and such that a network can be cut behind each."""
 
 import keras
+import numpy as np
 import pytest
 
 from stages.common import backbones, blocks, models
@@ -53,6 +54,20 @@ def test_blocks_of_a_family_are_whole(family):
     ends = [models.output_at(model, layer) for layer in blocks.outputs(model).values()]
     assert {end._keras_history.operation.name for end in ends} <= cut_points(model)
     keras.backend.clear_session()
+
+
+def test_a_block_that_ends_in_a_sum_without_a_layer_is_cut_behind_it():
+    """As ConvNeXt's do: the branch alone would leave out what came before."""
+    inputs = keras.Input((8, 8, 3))
+    before = keras.layers.Conv2D(4, 3, padding="same", name="before")(inputs)
+    branch = keras.layers.Conv2D(4, 3, padding="same", name="branch")(before)
+    after = keras.layers.Conv2D(4, 3, name="after")(before + branch)
+    whole = models.with_any_size(keras.Model(inputs, after, name="backbone"))
+    cut = models.at_layers(whole, ["before", "branch"])
+    images = np.random.default_rng(0).random((1, 8, 8, 3), "float32")
+    of_before, of_block = cut(images)
+    weights = whole.get_layer("backbone").get_layer("branch")
+    np.testing.assert_allclose(of_block, of_before + weights(of_before), rtol=1e-5, atol=1e-6)
 
 
 def test_a_network_whose_names_tell_nothing_has_a_block_for_each_layer_with_weights():

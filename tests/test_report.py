@@ -471,6 +471,16 @@ def test_confusion_shows_shares_of_the_actual_class():
     assert "“cat” taken for “dog”: 1 of" in chart.summary
 
 
+def test_sure_images_are_counted_by_bins_that_lie_above_the_named_confidence():
+    """The bin from 0.867 to 0.933 holds images below 0.9 too, whatever its mean."""
+    after = [
+        {"confidence": 0.92, "accuracy": 0.9, "images": 30},
+        {"confidence": 0.97, "accuracy": 0.9, "images": 10},
+    ]
+    summary = charts.reliability("head", {"before": [], "after": after}).summary
+    assert summary.endswith(f"25.0{SPACE}% of the images have a confidence above 0.933.")
+
+
 def test_reliability_of_averaged_views_is_shown_after_the_temperature_alone():
     bins = [{"confidence": 0.95, "accuracy": 0.9, "images": 10}]
     both = charts.reliability("head", {"before": bins, "after": bins})
