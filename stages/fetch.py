@@ -145,7 +145,9 @@ def make_builder(dataset: FetchParams, data_dir: Path | str):
     if dataset.name == "image_folder":
         from stages.common.datasets.image_folder import ImageFolder
 
-        return ImageFolder(folder=Path(dataset.path), on_beam=on_beam, data_dir=data_dir)
+        return ImageFolder(
+            folder=Path(dataset.path), splits=dataset.splits, on_beam=on_beam, data_dir=data_dir
+        )
     if dataset.name == "image_table":
         from stages.common.datasets.image_table import ImageTable
 
@@ -157,6 +159,7 @@ def make_builder(dataset: FetchParams, data_dir: Path | str):
             split_column=columns.split_column,
             group_column=columns.group_column,
             downloads=paths.DOWNLOADS / dataset.name,
+            splits=dataset.splits,
             data_dir=data_dir,
         )
     from stages.common.datasets.library import library_builder

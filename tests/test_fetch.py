@@ -235,6 +235,21 @@ class TestImageFolder:
         run_main("image_folder", tmp_path / "own", splits=["train"])
         assert RawDataset(Path("data/raw")).split_names == ["train"]
 
+    def test_nothing_of_a_split_that_is_left_out_is_read(self, tmp_path, draw_images, run_main):
+        """Neither its classes nor a link to nothing; many sets have a test split without labels."""
+        for name in ("train/cat", "train/dog", "test", "valid/mouse"):
+            draw_images(tmp_path / "own" / name, 2)
+        (tmp_path / "own" / "valid" / "mouse" / "gone.jpg").symlink_to("nowhere.jpg")
+        run_main("image_folder", tmp_path / "own", splits=["train"])
+        assert RawDataset(Path("data/raw")).class_names == ["cat", "dog"]
+        assert list(inventory.read(Path("data/rejected.csv"))) == []
+
+    def test_a_split_that_is_not_there(self, tmp_path, draw_images, run_main):
+        for name in ("train/cat", "train/dog"):
+            draw_images(tmp_path / "own" / name, 2)
+        with pytest.raises(UserError, match=r"expected some of \['train'\], received 'trian'"):
+            run_main("image_folder", tmp_path / "own", splits=["trian"])
+
     def test_a_missing_folder(self, tmp_path):
         with pytest.raises(UserError, match=r"dataset\.path: .*own does not exist; put one folder"):
             prepare(tmp_path, dataset_params("image_folder", tmp_path / "own"))
@@ -382,6 +397,22 @@ class TestLayout:
         with pytest.raises(UserError, match=r"test and train in own/set.*, but unlabeled beside"):
             survey(*(f"set/{name}" for name in names))
 
+    @pytest.mark.parametrize("strip_top", [False, True])
+    def test_splits_inside_classes_are_no_classes(self, strip_top):
+        names = ("cat/train/1.jpg", "cat/test/1.jpg", "dog/Train/1.jpg", "dog/test/1.jpg")
+        message = (
+            r"own/cat holds test and train, as all classes there hold folders named after .*, "
+            r"test/cat in place of cat/test"
+        )
+        with pytest.raises(UserError, match=message):
+            survey(*names, strip_top=strip_top)
+        with pytest.raises(UserError, match=message.replace("own/cat", "own/set/cat")):
+            survey(*(f"set/{name}" for name in names), strip_top=strip_top)
+
+    def test_classes_inside_classes_may_be_called_as_splits(self):
+        layout = survey("drive/test/1.jpg", "drive/fun/1.jpg", "race/test/1.jpg")
+        assert layout.class_names == ("drive/fun", "drive/test", "race/test")
+
     def test_other_files_beside_the_splits_change_nothing(self):
         layout = survey("train/cat/1.jpg", "test/dog/1.jpg", "labels/all.csv", "README.md")
         assert layout.split_names == ("test", "train")
@@ -428,7 +459,7 @@ class TestLayout:
 
     def test_images_outside_any_class_of_a_split(self):
         with pytest.raises(
-            UserError, match=r"test/1\.jpg and 0 more images lie in own/test itself"
+            UserError, match=r"test/1\.jpg and 0 more .* own/test itself; .* in dataset\.splits$"
         ):
             survey("train/cat/1.jpg", "train/dog/1.jpg", "test/1.jpg")
 

@@ -289,6 +289,22 @@ class TestOfficialSplits:
         )
         assert raw.column_names == ["name"]
 
+    def test_nothing_of_a_split_that_is_left_out_is_read(self, tmp_path, pictures):
+        """Neither its classes, nor images that are not there, which may be URLs to download."""
+        rows = [f"{pictures[0]},cat,train", f"{pictures[1]},dog,train", "gone.png,mouse,test"]
+        table = write_table(tmp_path / "t.csv", "path,label,split", *rows)
+        builder = builder_of(table, split_column="split", splits=["train"])
+        library.prepare(builder, ["train"], tmp_path / "tfds", tmp_path / "raw")
+        raw = RawDataset(tmp_path / "raw")
+        assert raw.class_names == ["cat", "dog"]
+        assert raw.split_names == ["train"]
+        assert builder.rejected == {"train": []}
+
+    def test_a_split_that_is_not_there(self, tmp_path):
+        table = write_table(tmp_path / "t.csv", "path,label,split", "a.jpg,cat,train")
+        with pytest.raises(UserError, match=r"expected some of \['train'\], received 'test'"):
+            builder_of(table, split_column="split", splits=["test"])
+
     def test_a_column_split_that_params_do_not_name_is_only_kept(self, tmp_path, pictures):
         rows = [f"{pictures[0]},cat,test", f"{pictures[1]},dog,whatever"]
         raw, _ = prepare(write_table(tmp_path / "t.csv", "path,label,split", *rows))

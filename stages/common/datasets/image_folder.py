@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import tensorflow_datasets as tfds
 
 from stages.common import splits
+from stages.common.datasets.library import check_splits
 from stages.common.datasets.sources import ARCHIVE_SUFFIXES, Folder, open_source
 from stages.common.image_names import SUFFIXES, class_name_of, is_hidden, is_image
 from stages.common.inventory import InventoryRow
@@ -40,7 +41,9 @@ def _split_and_class(folder: str, has_splits: bool) -> tuple[str, str]:
     return split.casefold(), "/".join(map(class_name_of, below.split("/")))
 
 
-def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
+def survey(
+    names: Iterable[str], where: Path, strip_top: bool, wanted: list[str] | None = None
+) -> Layout:
     """Finds classes and official splits from the names of all files.
 
     The class is the path of a file's folder. If all folders at the top are named as splits are
@@ -51,9 +54,11 @@ def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
         where: the source, for messages.
         strip_top: whether folders that all images share, as in most archives, are no classes. If
             official splits are all that they hold, they never are.
+        wanted: the official splits to use, whose classes alone are classes; None: all.
 
     Raises:
-        UserError: images lie outside any class, there are fewer than two classes, or a name is no
+        UserError: images lie outside any class, there are fewer than two classes, official splits
+            lie inside classes or beside them, one that is wanted is not there, or a name is no
             text in UTF-8.
     """
     images_in: Counter[str] = Counter()
@@ -73,19 +78,22 @@ def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
     )
     if not has_splits:
         _check_no_split_beside_others(images_in, top, where)
+        _check_no_split_inside_classes(images_in, where)
     if not (strip_top or has_splits):
         top = ""
     places = {
         folder: _split_and_class(f"{folder}/".removeprefix(top).rstrip("/"), has_splits)
         for folder in images_in
     }
-    for folder, (_, class_name) in places.items():
-        if not class_name:
+    split_names = tuple(check_splits(wanted, sorted({split for split, _ in places.values()})))
+    for folder, (split, class_name) in places.items():
+        if split in split_names and not class_name:
             raise UserError(
                 f"dataset.path: {first_in[folder]} and {images_in[folder] - 1} more images lie in "
                 f"{where / folder} itself; move each into a folder named after its class"
+                + (", or name the other splits in dataset.splits" if has_splits else "")
             )
-    class_names = tuple(sorted({class_name for _, class_name in places.values()}))
+    class_names = tuple(sorted({name for split, name in places.values() if split in split_names}))
     if len(class_names) < 2:
         packed = [suffix for suffix in left_out if suffix in ARCHIVE_SUFFIXES]
         raise UserError(
@@ -93,7 +101,6 @@ def survey(names: Iterable[str], where: Path, strip_top: bool) -> Layout:
             f"{list(class_names) or 'none'}; each class needs its own ({', '.join(SUFFIXES)})"
             + (f"; if they are in the {packed[0]} file there, name that file" if packed else "")
         )
-    split_names = tuple(sorted({split for split, _ in places.values()}))
     return Layout(
         top, has_splits, tuple(sorted(images_in)), class_names, split_names, dict(left_out)
     )
@@ -111,6 +118,25 @@ def _check_no_split_beside_others(folders: Iterable[str], top: str, where: Path)
             f"dataset.path: {' and '.join(alike)} in {where / top} hold folders of the same names, "
             f"as official splits do, but {', '.join(others)} beside them names no split; move "
             f"what is no split elsewhere, or give it one of the names {', '.join(OFFICIAL_SPLITS)}"
+        )
+
+
+def _check_no_split_inside_classes(folders: Iterable[str], where: Path) -> None:
+    """UserError where `cats/train` and `cats/test` would be two classes."""
+    heads: dict[str, set[str]] = {}
+    for folder in folders:
+        head, _, last = folder.rpartition("/")
+        if not head or last.casefold() not in OFFICIAL_SPLITS:
+            return
+        heads.setdefault(head, set()).add(last)
+    several = [(head, sorted(lasts)) for head, lasts in heads.items() if len(lasts) > 1]
+    if several:
+        head, lasts = min(several)
+        raise UserError(
+            f"dataset.path: {where / head} holds {' and '.join(lasts)}, as all classes there hold "
+            "folders named after official splits; put splits above classes, "
+            f"{lasts[0]}/{PurePosixPath(head).name} in place of "
+            f"{PurePosixPath(head).name}/{lasts[0]}"
         )
 
 
@@ -164,8 +190,12 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, folder: Path, on_beam: bool = False, **kwargs):
+    def __init__(
+        self, *, folder: Path, splits: list[str] | None = None, on_beam: bool = False, **kwargs
+    ):
         """`folder` holds one folder a class, nested folders joined with `/`; or is an archive.
+
+        Of official splits, those named in `splits` alone are read; None: all.
 
         With `on_beam` examples are a transform of Apache Beam, whose workers list and read the
         files, at the same path as here.
@@ -184,7 +214,9 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
                 "all of them reach, or set dataset.beam_runner to null"
             )
         self._on_beam = on_beam
-        self.layout = survey(self._source.names(), self._source.path, self._source.is_archive)
+        self.layout = survey(
+            self._source.names(), self._source.path, self._source.is_archive, splits
+        )
         self.split_names = self.layout.split_names
         left_out = sorted(self.layout.left_out.items())
         self.notes = (
@@ -227,7 +259,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
                 problem="missing_file",
                 detail=f"{self._source.path / name} is a link to a file that does not exist",
             )
-            rows[split].append(row)
+            if split in rows:
+                rows[split].append(row)
         return rows
 
     def _info(self) -> tfds.core.DatasetInfo:

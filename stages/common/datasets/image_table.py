@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from stages.common import images, tables
 from stages.common.datasets.image_folder import OFFICIAL_SPLITS
+from stages.common.datasets.library import check_splits
 from stages.common.datasets.remote import THREADS, Downloader, is_url
 from stages.common.image_names import class_name_of, is_hidden
 from stages.common.inventory import InventoryRow
@@ -207,23 +208,27 @@ def other_columns(table_columns: Sequence[str], used: Sequence[str | None]) -> d
     return names
 
 
-def survey(rows: Iterator[Row], label_column: str, split_column: str | None):
+def survey(
+    rows: Iterator[Row], label_column: str, split_column: str | None, wanted: list[str] | None
+) -> tuple[list[str], list[str]]:
     """Class names and official splits, both sorted, in one pass.
 
+    Args:
+        rows: of the table.
+        label_column: its column of classes.
+        split_column: its column of official splits; None: all rows are of `train`.
+        wanted: the splits to use, whose classes alone are classes; None: all.
+
     Raises:
-        UserError: there are fewer than two classes, or a split has an unknown name.
+        UserError: there are fewer than two classes, a split has an unknown name, or one that is
+            wanted is not there.
     """
-    labels: set[str] = set()
+    labels: dict[str, set[str]] = {}  # of each split
     splits: Counter[str] = Counter()
     for row in rows:
-        labels.add(class_name_of(row[label_column]))
-        splits[official_split(row, split_column)] += 1
-    class_names = sorted(labels - {""})
-    if len(class_names) < 2:
-        raise UserError(
-            f"dataset.path: expected at least two classes in the column {label_column!r}, "
-            f"received {class_names or 'none'}"
-        )
+        split = official_split(row, split_column)
+        labels.setdefault(split, set()).add(class_name_of(row[label_column]))
+        splits[split] += 1
     unknown = {name: count for name, count in splits.items() if name not in OFFICIAL_SPLITS}
     if unknown:
         listed = ", ".join(f"{name!r} in {count} rows" for name, count in sorted(unknown.items()))
@@ -231,7 +236,14 @@ def survey(rows: Iterator[Row], label_column: str, split_column: str | None):
             f"params.yaml, dataset.image_table.split_column: expected {', '.join(OFFICIAL_SPLITS)} "
             f"in the column {split_column!r}, received {listed}; mend the table, or set it to null"
         )
-    return class_names, sorted(splits)
+    used = check_splits(wanted, sorted(splits)) if splits else []
+    class_names = sorted(set().union(*(labels[split] for split in used)) - {""})
+    if len(class_names) < 2:
+        raise UserError(
+            f"dataset.path: expected at least two classes in the column {label_column!r}, "
+            f"received {class_names or 'none'}"
+        )
+    return class_names, used
 
 
 def official_split(row: Row, split_column: str | None) -> str:
@@ -253,9 +265,12 @@ class ImageTable(tfds.core.GeneratorBasedBuilder):
         split_column: str | None,
         group_column: str | None,
         downloads: Path,
+        splits: list[str] | None = None,
         **kwargs,
     ):
         """Paths are relative to the table, absolute, or URLs, which are kept in `downloads`.
+
+        Of official splits, those named in `splits` alone are read; None: all.
 
         The group becomes the column `group`, the path the column `name`; every other column keeps
         its text, since TFRecord files would round numbers to single precision.
@@ -271,7 +286,9 @@ class ImageTable(tfds.core.GeneratorBasedBuilder):
         self._path_column, self._label_column = path_column, label_column
         self._split_column, self._group_column = split_column, group_column
         self._others = other_columns(self._table.column_names, list(named.values()))
-        self._class_names, self.split_names = survey(self._table.rows(), label_column, split_column)
+        self._class_names, self.split_names = survey(
+            self._table.rows(), label_column, split_column, splits
+        )
         self._downloader = Downloader(downloads)
         left_out = self._table.left_out
         self.notes = (
