@@ -352,7 +352,7 @@ def duplicate_rows(
     Args:
         found: all images.
         copies: of these images.
-        split_of: (images,), split or NOT_SAMPLED.
+        split_of: (images,), split, NOT_SAMPLED or LEFT_OUT.
     """
     exact = np.bincount(copies.copy_of)
     names = duplicates.join(copies, None).names
@@ -415,11 +415,11 @@ def describe_duplicates(
     return lines
 
 
-def describe_straddling(count: int, parameters: SplitParams) -> list[str]:
+def describe_straddling(count: int, official_copies: str) -> list[str]:
     """A line where images look like one of an official split, or share its group."""
     if not count:
         return []
-    done = {"leave_out": "left out", "move": "moved there"}[parameters.official_copies]
+    done = {"leave_out": "left out", "move": "moved there"}[official_copies]
     return [
         f"{number_of(count, 'image')} with a copy, a near duplicate or the group of one in an "
         f"official split: {done} (split.official_copies)"
@@ -515,7 +515,7 @@ def main() -> None:
     counted = duplicate_metrics(found, copies, straddled)
     for line in [
         *describe_duplicates(found, copies, counted),
-        *describe_straddling(straddled, parameters),
+        *describe_straddling(straddled, parameters.official_copies),
         *describe_gaps(used.labels, assigned, per_class),
     ]:
         print(line)

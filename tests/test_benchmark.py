@@ -248,3 +248,11 @@ def test_all_ways_to_a_head_and_to_features_run(monkeypatch):
     accuracies = benchmark_training.head_accuracies(2)
     assert {name: len(values) for name, values in accuracies.items()} == {"tutorial": 2, "ours": 2}
     assert all(0 <= value <= 1 for values in accuracies.values() for value in values)
+
+
+def test_memory_is_measured_of_every_stage():
+    measured = [" ".join(words) for words in memory.modules(params.read(ROOT / "dvc.yaml"))]
+    assert "stages.evaluate head" in measured
+    assert "stages.evaluate fine_tuned" in measured
+    scripts = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
+    assert {words.split()[0].removeprefix("stages.") for words in measured} == scripts

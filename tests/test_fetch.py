@@ -793,7 +793,7 @@ class TestCheck:
         assert Path("data/rejected.csv").read_text() == "id,name,label,problem,detail\n"
         assert not Path("data/raw/building").exists()
 
-    def test_an_image_without_a_label(self, tmp_path, monkeypatch, draw_images):
+    def test_an_image_without_a_label(self, tmp_path, draw_images):
         # As the hidden labels of a published test split, or rows of a set that nobody labelled.
         import tensorflow_datasets as tfds
 

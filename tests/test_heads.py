@@ -61,7 +61,7 @@ def test_a_classifier_of_any_head_and_layers_is_complete(kind, where, tmp_path):
     assert (tmp_path / "one.keras").read_bytes() == (tmp_path / "two.keras").read_bytes()
 
     training = models.training_model(
-        loaded, augment.random_symmetry_layer([(0, 0)], 0), [40, 30, 3]
+        loaded, augment.random_symmetry_layer([augment.IDENTITY], 0), [40, 30, 3]
     )
     np.testing.assert_allclose(
         training.predict(IMAGES, verbose=0),

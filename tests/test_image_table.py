@@ -475,7 +475,7 @@ class TestRemote:
         with pytest.raises(UserError, match=r"5 downloads in a row failed, .*4\.png.* run again"):
             get(f"{server.url}/4.png")
 
-    def test_dead_links_among_living_ones_do_not_end_it(self, monkeypatch, pictures, server, get):
+    def test_dead_links_among_living_ones_do_not_end_it(self, monkeypatch, server, get):
         monkeypatch.setattr(remote, "MOST_FAILURES_IN_A_ROW", 3)
         for number in range(10):
             server.failures[f"/{number}.png"] = [500] * 3 if number % 2 else [404]
@@ -558,7 +558,7 @@ class TestRemote:
             fetch.main()
         assert (server.asked - before).keys() == {f"/{pictures[0]}"}
 
-    def test_a_table_of_urls_of_several_kinds(self, tmp_path, pictures, server, monkeypatch):
+    def test_a_table_of_urls_of_several_kinds(self, tmp_path, pictures, server):
         memory = fsspec.filesystem("memory")
         memory.pipe("/photos/five.png", (tmp_path / pictures[5]).read_bytes())
         urls = [

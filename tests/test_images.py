@@ -535,6 +535,18 @@ def test_planes_of_sixteen_bits_of_ink():
         assert pixels[row, column].tolist() == color
 
 
+def test_planes_of_sixteen_bits_that_are_too_many():
+    """Four planes are more bytes than so many pixels in RGB."""
+    encoded = tiff_of(
+        np.zeros((4, 24, 40), np.uint16), photometric="separated", planarconfig="separate"
+    )
+    assert images.read(encoded, 24 * 40 * 4 // 3).picture.size == (40, 24)
+    for limit in (24 * 40, 24 * 40 - 1):
+        with pytest.raises(images.BadImage) as caught:
+            images.read(encoded, limit)
+        assert caught.value.problem == "too_many_pixels"
+
+
 @pytest.mark.parametrize("value", [-1, 65536])
 def test_pixels_of_32_bits_have_no_known_range(value):
     encoded = tiff_of(np.array([[0, value]], np.int32), photometric="minisblack")

@@ -194,7 +194,8 @@ def test_what_a_split_lacks_and_what_was_left_out_is_told(content):
     of_split["splits"]["test"]["class"] = {"cat": 1, "dog": 9}
     found = summary(rows("cat", 10) + rows("dog", 9), content, of_split=of_split)
     assert found["What is wrong"] == [
-        "2 images with a copy, a near duplicate or the group of one in an official split: left out",
+        "2 images with a copy, a near duplicate or the group of one in an official split: left out "
+        "(split.official_copies)",
         "no image in 'train' of dog",
     ]
 

@@ -89,7 +89,7 @@ def test_layer_table_lists_every_layer_with_its_phases(toy_classifier, tmp_path)
     assert f"{head_parameters:,} in train_head" in layer_table.totals(list(table.values()))
 
 
-def test_the_tutorials_head_is_built_as_it_stands_there(toy_classifier):
+def test_the_tutorials_head_is_built_as_it_stands_there():
     from stages.common import heads
 
     head = heads.build("conv", (7, 7, 1280), 10, hidden_units=[512], dropout=0.2)

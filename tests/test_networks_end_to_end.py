@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from stages.common import backbones, hub, models, shards
-from tests.toy_project import OVERRIDES, ROOT, ToyProject
+from tests.toy_project import ROOT, ToyProject
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,6 @@ def test_tiff_files_of_five_channels(tmp_path):
     project.set_params(
         {
             "preprocess": {"channels": 5},
-            "train_head": {"epochs": OVERRIDES["train_head"]["epochs"]},
             "fine_tune": {"epochs": 2},
         }
     )

@@ -392,7 +392,7 @@ def test_every_stage_reports_a_mistake_before_it_imports_tensorflow(tmp_path, ru
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blocker", "params.yaml"]
 
 
-@pytest.mark.parametrize("stage", ["split", "train_head", "fine_tune"])
+@pytest.mark.parametrize("stage", ["split", "backbone", "train_head", "fine_tune"])
 def test_stages_with_randomness_check_the_seed_too(tmp_path, run_stage, stage):
     write_params(tmp_path, {**params.read(COMMITTED), "seed": -1})
     done = run_stage(stage)

@@ -131,7 +131,7 @@ def test_a_name_that_no_file_can_have_loses_nothing(folder):
     assert "null byte" in bad.unreadable
 
 
-def test_json_is_one_list(folder, model_file, capsys):
+def test_json_is_one_list(folder, capsys):
     prediction = predict.Prediction(folder / "0.png", [("rot & süß", 0.75)])
     predict.write_json(iter([prediction, prediction]), sys.stdout)
     assert (

@@ -163,7 +163,7 @@ def test_a_shallow_clone_is_refused_before_the_work(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_an_experiment_ends_with_the_tool_that_is_told_to_end(tmp_path, number):
+def test_an_experiment_ends_with_the_tool_that_is_told_to_end(number):
     """DVC stands in as a program that never ends; experiment.end ends it."""
     script = """if True:
         import subprocess, sys

@@ -135,7 +135,7 @@ def test_page_is_quiet_accessible_and_fits(visit, name, width, scheme):
     assert visited.complaints == []
 
 
-def test_gallery_filters_and_counts(visit, page_files):
+def test_gallery_filters_and_counts(visit):
     visited = visit("small").ready()
     page = visited.page
     text = page.locator("#page-data").text_content()

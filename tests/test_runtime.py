@@ -494,7 +494,8 @@ def test_on_a_gpu_pictures_that_are_cropped_or_padded_stay_as_they_were(with_gpu
 def test_xla_is_left_out_of_training():
     # Else Keras turns it on where there is a GPU and no determinism, and random crops fail in it.
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
-    training.compile_model(model, params.load("train_head", train_head.TrainHeadParams), 1)
+    given = params.load("train_head", train_head.TrainHeadParams, ROOT / "params.yaml")
+    training.compile_model(model, given, 1)
     assert model.jit_compile is False
 
 

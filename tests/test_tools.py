@@ -174,7 +174,7 @@ def test_an_address_that_can_not_be_served_names_the_option():
 
 def test_summary_shows_both_models_side_by_side(project, capsys):
     (project / "metrics").mkdir()
-    metrics = dict.fromkeys((name for name, _ in summary.HEADLINES), 0.25) | {"images": 7}
+    metrics = dict.fromkeys(summary.HEADLINES, 0.25) | {"images": 7}
     for name, accuracy in (("head", 0.5), ("fine_tuned", 0.75)):
         interval = {"accuracy": {"low": accuracy - 0.125, "high": accuracy + 0.25}}
         path = project / "metrics" / f"{name}.json"

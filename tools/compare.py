@@ -8,7 +8,6 @@ import argparse
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,10 +15,9 @@ import yaml
 
 from stages.common import paths, plots
 from stages.common.run import UserError, run
-from tools import revisions
-from tools.summary import HEADLINES, ends
+from tools import markdown, revisions
+from tools.summary import HEADLINES, better, ends
 
-STAGES = ("train_head", "fine_tune")
 MOST_CLASSES = 20  # of a confusion matrix that can be read in a comment
 
 
@@ -43,7 +41,7 @@ def params_table(before: dict, after: dict) -> str:
     if not names:
         return "No param changed."
     rows = [(f"`{name}`", _code(old.get(name)), _code(new.get(name))) for name in names]
-    return _table(("param", "before", "now"), rows)
+    return markdown.table(("param", "before", "now"), rows)
 
 
 def _code(value: str | None) -> str:
@@ -57,23 +55,18 @@ def _code(value: str | None) -> str:
 def metrics_table(before: dict, after: dict) -> str:
     """Headline metrics of one model, with 95 % intervals where there are any."""
     rows = []
-    for name, better in HEADLINES:
+    for name in HEADLINES:
         if name in before and name in after:
             old, new = (
                 f"{side[name]:.3f}{ends(side.get('interval', {}).get(name), '.3f')}"
                 for side in (before, after)
             )
             change = f"{after[name] - before[name]:+.3f}"
-            rows.append((f"{name.replace('_', ' ')} ({better} is better)", old, new, change))
+            words = f"{name.replace('_', ' ')} ({better(name)} is better)"
+            rows.append((words, old, new, change))
     if not rows:
         raise UserError("the two sides have no headline metric in common; `dvc metrics show`")
-    return _table(("metric", "before", "now", "change"), rows)
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown.table(("metric", "before", "now", "change"), rows)
 
 
 def draw_curves(before: dict[str, str], after: dict[str, str], file: Path) -> None:
@@ -158,7 +151,7 @@ def draw(commit: str, folder: Path) -> dict[str, str]:
     before, after = (
         {
             stage: text
-            for stage in STAGES
+            for stage in paths.TRAINED_BY.values()
             if (text := revisions.read_result(side, f"plots/{stage}/history.csv")) is not None
         }
         for side in (commit, None)

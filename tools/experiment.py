@@ -7,10 +7,36 @@ import re
 import signal
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
-from stages.common.run import end_when_told
+from stages.common.run import UserError, end_when_told
 from tools.sweep import dvc, untracked_data
+
+LAST_LINES = 20  # of what a failed experiment said
+
+
+def lines(name: str, target: str, values: dict[str, Any]) -> Iterator[str]:
+    """Runs an experiment; what DVC and the stages say, a line at a time.
+
+    Closing the iterator (contextlib.closing) ends an experiment that is still running. The
+    arguments are those of `start`.
+
+    Raises:
+        UserError: the experiment failed; with the last lines that it said.
+    """
+    process = start(name, target, values)
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    try:
+        for line in process.stdout:
+            last.append(line)
+            yield line
+        if process.wait():
+            raise UserError(f"the experiment {name} failed: {''.join(last).strip()}")
+    finally:
+        if process.poll() is None:
+            end(process)
 
 
 def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:

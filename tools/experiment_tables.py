@@ -5,9 +5,10 @@ means over its seeds and, of several, their standard deviation.
 """
 
 import csv
-import re
 import statistics
 from pathlib import Path
+
+from tools import markdown
 
 FOLDER = Path("docs/experiments")
 PAGE = Path("docs/experiments.md")
@@ -24,7 +25,7 @@ def table(text: str) -> str:
     for row in rows:
         settings.setdefault(tuple(row[name] for name in setting_names), []).append(row)
     header = [*setting_names, "seeds", *(name.replace("_", " ") for name in metrics)]
-    lines = [header, ["---"] * len(header)] + [
+    lines = [
         [
             *setting,
             str(len(found)),
@@ -32,7 +33,7 @@ def table(text: str) -> str:
         ]
         for setting, found in settings.items()
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown.table(header, lines)
 
 
 def _spread(cells: list[str]) -> str:
@@ -46,11 +47,10 @@ def _spread(cells: list[str]) -> str:
 def filled(page: str, folder: Path = FOLDER) -> str:
     """The page with its tables made anew."""
 
-    def replace(match: re.Match) -> str:
-        made = table((folder / f"{match[1]}.csv").read_text(encoding="utf-8"))
-        return f"<!-- table: {match[1]} -->\n\n{made}\n\n<!-- end -->"
+    def made(name: str) -> str:
+        return table((folder / f"{name}.csv").read_text(encoding="utf-8"))
 
-    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", replace, page, flags=re.DOTALL)
+    return markdown.filled(page, made)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from stages import fetch
+from stages import fetch, split
 from stages.common import geometry, inventory, params, paths, splits
+from stages.common.data_plots import GREY_LEVELS
+from stages.common.report.wording import UNBALANCED, imbalance
 from stages.common.run import UserError, run
 
 MOST_NAMED = 3
 MOST_CLASSES_NAMED = 6
-UNBALANCED = 3  # times the images of the smallest class
 FEW_TEST_IMAGES = 100
 LONG_AND_NARROW = 2  # width over height, or height over width
 SEEN_AS = {
@@ -28,7 +29,6 @@ SEEN_AS = {
     "crop": "their middle alone",
     "pad": "them small, between black borders",
 }  # preprocess.resize to what becomes of such a picture
-GREY_LEVELS = 0.5  # difference of channel means of a grey picture
 STEP = 32  # pixels; networks halve the picture five times
 # On CIFAR-10, whose images are 32 pixels, fine-tuning that saw 192 gained nothing over 160, which
 # was a point better than 128 (docs/experiments.md).
@@ -141,11 +141,9 @@ def what_is_wrong(found: Found, metrics: dict | None, content: dict[str, Any]) -
             f"{_images(duplicates['conflicting_labels'])} there several times, under "
             "different labels"
         )
-    if duplicates["straddled_official"]:
-        done = {"leave_out": "left out", "move": "moved there"}
-        lines.append(
-            f"{_images(duplicates['straddled_official'])} with a copy, a near duplicate or the "
-            f"group of one in an official split: {done[content['split']['official_copies']]}"
+    if metrics:
+        lines += split.describe_straddling(
+            duplicates["straddled_official"], content["split"]["official_copies"]
         )
     for name in splits.SPLIT_NAMES if metrics else ():
         absent = sorted(label for label, n in metrics["splits"][name]["class"].items() if not n)
@@ -155,7 +153,7 @@ def what_is_wrong(found: Found, metrics: dict | None, content: dict[str, Any]) -
     if tiny:
         classes = _counted(len(tiny), "class", "classes")
         lines.append(f"{classes} too small to be divided: {_listed_classes(tiny)}")
-    if _imbalance(found) > UNBALANCED:
+    if _imbalance(found) >= UNBALANCED:
         lines.append(
             f"unequal classes: the largest has {_imbalance(found):.3g} times the images of the "
             "smallest"
@@ -189,18 +187,18 @@ def what_to_do(
             "add images to the small classes, merge or remove them; or split.min_images_per_class: "
             "null"
         )
-    if _imbalance(found) > UNBALANCED:
+    if _imbalance(found) >= UNBALANCED:
         lines += [
             f"{section}.class_weights: balanced  # so that small classes count as much"
             for section in ("train_head", "fine_tune")
             if content.get(section, {}).get("class_weights") is None
         ]
-    split = content.get("split", {})
-    keeps_test, folded = split.get("test") == "official", split.get("folds")
+    section = content.get("split", {})
+    keeps_test, folded = section.get("test") == "official", section.get("folds")
     has_test = bool(set(splits.OFFICIAL_NAMES["test"]) & set(official))
     few = metrics and metrics["splits"]["test"]["images"] < FEW_TEST_IMAGES
     if has_test and len(official) > 1 and not keeps_test:
-        lines += _keeping_the_test_split(split)
+        lines += _keeping_the_test_split(section)
     elif few and not keeps_test and not folded:
         lines.append(
             f"split.folds: 5  # with {metrics['splits']['test']['images']} test images, figures "
@@ -210,18 +208,18 @@ def what_to_do(
     return lines + _about_sizes(found, content)
 
 
-def _keeping_the_test_split(split: dict[str, Any]) -> list[str]:
+def _keeping_the_test_split(section: dict[str, Any]) -> list[str]:
     """All that has to change with split.test, or params.yaml would be refused."""
     lines = ["split.test: official  # the source brings a test split"]
-    valid = split.get("valid")
+    valid = section.get("valid")
     if isinstance(valid, float):  # where it is official, train is what is left
         lines.append(
             f"split.train: {1 - valid:.9g}  # the rest beside valid: both are parts of the images "
             "that no official split has"
         )
-    if split.get("folds"):
+    if section.get("folds"):
         lines.append("split.folds: null  # they would draw other test splits")
-    if split.get("fold"):
+    if section.get("fold"):
         lines.append("split.fold: 0")
     return lines
 
@@ -263,9 +261,7 @@ def _by_size(found: Found) -> list[tuple[str, int]]:
 
 
 def _imbalance(found: Found) -> float:
-    """Images of the largest class for each one of the smallest that has any."""
-    counts = [n for n in found.classes.values() if n]
-    return max(counts) / min(counts) if counts else 1.0
+    return imbalance(found.classes)[0] if found.classes.total() else 1.0
 
 
 def _narrow_share(found: Found) -> float:
@@ -311,7 +307,7 @@ def official_splits() -> dict[str, int]:
     if not path.exists():
         return {}
     noted = json.loads(path.read_text(encoding="utf-8")).get("splits", [])
-    return {split["name"]: sum(map(int, split["shardLengths"])) for split in noted}
+    return {one["name"]: sum(map(int, one["shardLengths"])) for one in noted}
 
 
 def main() -> None:

@@ -7,24 +7,26 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
+from stages.common import params
 from stages.common.run import UserError, run
+from tools.profile import PIPELINE
 
-COMMANDS = (
-    ("fetch",),
-    ("split",),
-    ("preprocess",),
-    ("backbone",),
-    ("extract_features",),
-    ("train_head",),
-    ("evaluate", "head"),
-    ("fine_tune",),
-    ("evaluate", "fine_tuned"),
-    ("compare",),
-    ("report",),
-)
 # Kibibytes on Linux, bytes on macOS.
 UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def modules(pipeline: dict[str, Any]) -> Iterator[list[str]]:
+    """The module of every stage, with its arguments: ["stages.evaluate", "head"].
+
+    Args:
+        pipeline: the content of dvc.yaml, whose stages follow each other as they must run.
+    """
+    for stage in pipeline["stages"].values():
+        for model in stage.get("matrix", {}).get("model", [""]):
+            yield stage["cmd"].replace("${item.model}", model).split()[2:]
 
 
 def peak_bytes(command: list[str], quiet: bool = False) -> int:
@@ -52,10 +54,11 @@ def peak_bytes(command: list[str], quiet: bool = False) -> int:
 
 
 def main() -> None:
-    """Runs the stages in the order of the graph."""
-    for command in COMMANDS:
-        peak = peak_bytes([sys.executable, "-m", f"stages.{command[0]}", *command[1:]])
-        print(f"{'@'.join(command):<20} {peak / 2**20:>8.0f} MiB", flush=True)
+    """Runs the stages in the order of dvc.yaml."""
+    for module in modules(params.read(PIPELINE)):
+        peak = peak_bytes([sys.executable, "-m", *module])
+        name = "@".join(module).removeprefix("stages.")
+        print(f"{name:<20} {peak / 2**20:>8.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ was at. Writes benchmarks/profile.csv and from it the table in benchmarks/profil
 """
 
 import argparse
-import csv
 import importlib.util
 import re
 import subprocess
@@ -16,8 +15,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from stages.common import params
+from stages.common import params, tables
 from stages.common.run import UserError, run
+from tools import markdown
 
 RESULTS, PAGE = Path("benchmarks/profile.csv"), Path("benchmarks/profile.md")
 PIPELINE = Path("dvc.yaml")
@@ -91,21 +91,16 @@ def table(found: list[list]) -> str:
         shares[stage][name] = share
         seconds[stage] += value
     names = [name for name in (*ACTIVITIES, REST) if any(name in of for of in shares.values())]
-    lines = [["stage", "of the whole", *names], ["---"] * (len(names) + 2)]
+    lines = []
     for stage, of in shares.items():
         parts = (f"{of[name]:.0%}" if name in of else "" for name in names)
         lines.append([f"`{stage}`", f"{seconds[stage] / seconds.total():.1%}", *parts])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown.table(["stage", "of the whole", *names], lines)
 
 
 def filled(page: str, found: list[list]) -> str:
     """The page with its table made anew."""
-    return re.sub(
-        r"<!-- table: profile -->.*?<!-- end -->",
-        lambda _: f"<!-- table: profile -->\n\n{table(found)}\n\n<!-- end -->",
-        page,
-        flags=re.DOTALL,
-    )
+    return markdown.filled(page, {"profile": table(found)}.__getitem__)
 
 
 def main() -> None:
@@ -135,11 +130,7 @@ def main() -> None:
             found = rows(seconds_by_stage(lines, stages))
     if not found:
         raise UserError(f"{' '.join(command)} ran no stage; nothing was measured")
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["stage", "activity", "seconds", "share"])
-        writer.writerows(found)
+    tables.write_csv(RESULTS, ["stage", "activity", "seconds", "share"], found)
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
     for stage, name, seconds, share in found:
         print(f"{stage:<22} {name:<36} {seconds:>8.1f} s {share:>6.0%}")

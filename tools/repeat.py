@@ -6,6 +6,7 @@ before is not run again. Ends with a table; --csv keeps the figures for docs/exp
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
@@ -59,17 +60,9 @@ def run_once(target: str, values: dict[str, Any]) -> str:
     name = name_of(target, values)
     if name in sweep.dvc("exp", "list", "--name-only").split():
         return name
-    process = experiment.start(name, target, values)
-    last_lines: list[str] = []
-    try:
-        for line in process.stdout:
-            last_lines = [*last_lines[-20:], line]
+    with contextlib.closing(experiment.lines(name, target, values)) as lines:
+        for line in lines:
             print(line, end="", flush=True)
-        if process.wait():
-            raise UserError(f"the experiment {name} failed: {''.join(last_lines).strip()}")
-    finally:
-        if process.poll() is None:
-            experiment.end(process)
     return name
 
 

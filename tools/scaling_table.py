@@ -5,12 +5,11 @@ machine that was measured. The table stands between `<!-- table: scaling -->` an
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from stages.common import params
-from tools import benchmark, benchmark_scale
+from tools import benchmark, benchmark_scale, markdown
 
 PAGE = Path("docs/scaling.md")
 COUNTS = {"a million": 10**6, "a hundred million": 10**8, "ten billion": 10**10}
@@ -102,14 +101,8 @@ def filled(page: str, root: Path = Path()) -> str:
         json.loads((root / path).read_text(encoding="utf-8"))
         for path in (benchmark.RESULTS, benchmark_scale.RESULTS)
     )
-    lines = [["", *COUNTS], ["---"] * 4, *rows(results, scale, params.read(root / "params.yaml"))]
-    made = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return re.sub(
-        r"<!-- table: scaling -->.*?<!-- end -->",
-        lambda _: f"<!-- table: scaling -->\n\n{made}\n\n<!-- end -->",
-        page,
-        flags=re.DOTALL,
-    )
+    made = markdown.table(["", *COUNTS], rows(results, scale, params.read(root / "params.yaml")))
+    return markdown.filled(page, {"scaling": made}.__getitem__)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ params, data, the stages' code) is the same.
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
@@ -207,11 +208,9 @@ def run_experiment(
         UserError: params.yaml refuses these values together, or the experiment failed.
     """
     check_params.check(with_values(values), f"params.yaml of the trial {name}")
-    process = experiment.start(name, stage, values)
-    last_lines, current, seen = [], None, False
-    try:
-        for line in process.stdout:
-            last_lines = [*last_lines[-20:], line]
+    current, seen = None, False
+    with contextlib.closing(experiment.lines(name, stage, values)) as lines:
+        for line in lines:
             if line.startswith("Running stage"):
                 current = line.split("'")[1]
             found = EPOCH.search(line)
@@ -220,11 +219,6 @@ def run_experiment(
                 seen = True
                 if on_epoch(int(found[1]), float(found[2])):
                     return None
-        if process.wait():
-            raise UserError(f"the experiment {name} failed: {''.join(last_lines).strip()}")
-    finally:
-        if process.poll() is None:
-            experiment.end(process)
     section = with_values(values)[stage]
     losses = validation_losses(name, stage)
     if not seen and section.get("solver") != "lbfgs":

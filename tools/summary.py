@@ -1,29 +1,35 @@
 """Prints the test metrics of both models side by side, and where the pictures are."""
 
 from stages.common import paths
+from stages.common.report.wording import METRIC_OF_KEY
 from stages.common.run import run
 from tools import revisions
 
 # What a reader asks for first; metrics/ has the rest.
 HEADLINES = (
-    ("accuracy", "higher"),
-    ("weighted_accuracy", "higher"),
-    ("balanced_accuracy", "higher"),
-    ("f1_macro", "higher"),
-    ("roc_auc", "higher"),
-    ("weighted_roc_auc", "higher"),
-    ("loss", "lower"),
-    ("brier_score", "lower"),
-    ("expected_calibration_error", "lower"),
+    "accuracy",
+    "weighted_accuracy",
+    "balanced_accuracy",
+    "f1_macro",
+    "roc_auc",
+    "weighted_roc_auc",
+    "loss",
+    "brier_score",
+    "expected_calibration_error",
 )
 FILES = ("head", "fine_tuned", "comparison")
+
+
+def better(name: str) -> str:
+    """Which values of a headline metric are better: `higher` or `lower`."""
+    return "higher" if METRIC_OF_KEY[name].higher_is_better else "lower"
 
 
 def table(head: dict, fine_tuned: dict, comparison: dict) -> str:
     """Lines of text: a metric a row, head, fine-tuned and their difference, with 95 % intervals."""
     title = f"{head['images']} test images"
     lines = [f"{title:<27} {'head':<21} {'fine-tuned':<21} {'difference':<24} better is"]
-    for name, better in HEADLINES:
+    for name in HEADLINES:
         if name in head:
             cells = [
                 f"{metrics[name]:.3f}{ends(metrics['interval'].get(name), '.3f')}"
@@ -32,7 +38,7 @@ def table(head: dict, fine_tuned: dict, comparison: dict) -> str:
             change = comparison.get(name)
             gain = f"{change['difference']:+.3f}{ends(change, '+.3f')}" if change else ""
             words = name.replace("_", " ")
-            lines.append(f"{words:<27} {cells[0]:<21} {cells[1]:<21} {gain:<24} {better}")
+            lines.append(f"{words:<27} {cells[0]:<21} {cells[1]:<21} {gain:<24} {better(name)}")
     test = comparison["mcnemar"]
     lines.append(
         "In brackets: 95 % intervals. Images that one model alone gets right: head "

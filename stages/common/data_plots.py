@@ -21,6 +21,7 @@ MOST_CLASSES = 40
 MOST_CLASSES_OF_CHANNELS = 20
 MOST_BINS = 40
 LONGEST_LABEL = 28  # characters
+GREY_LEVELS = 0.5  # 0–255, within which the channel means of a grey picture lie
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def channels(path: Path, means: np.ndarray, labels: Sequence[str], assigned: Seq
     splits_of, split_names = encode(assigned)
     sizes_of = dict(zip(names, np.bincount(codes).tolist(), strict=True))
     shown, which = _largest_and_smallest(sizes_of, MOST_CLASSES_OF_CHANNELS)
-    grey = bool((np.ptp(means, axis=1) < 0.5).all())
+    grey = bool((np.ptp(means, axis=1) < GREY_LEVELS).all())
     figure = plots.new_figure(12, max(4, 1.6 + 0.32 * len(shown)))
     figure.suptitle(
         f"Brightness and colour of {_count(len(means), 'image')}" + (", all grey" if grey else ""),

@@ -30,7 +30,10 @@ class EvaluateParams:
     test_time_augment: augment.AugmentParams
     slice_columns: Annotated[
         list[params.Text] | None,
-        Field(description="null (every column with 2 to 10 values) or a list of columns"),
+        Field(
+            description=f"null (every column with {FEWEST_VALUES} to {MOST_VALUES} values) or a "
+            "list of columns"
+        ),
     ]
 
 

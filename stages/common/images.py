@@ -63,7 +63,7 @@ class Decoded:
 
     picture: Image.Image  # upright, RGB
     format: str  # as Pillow names it: JPEG, PNG, …
-    mode: str  # of the pixels as stored: L, RGB, P, I;16, CMYK, RGBA, …
+    mode: str  # of the pixels as stored, as Pillow has it: L, RGB, P, I;16, …; or `5 channels`
     frames: int  # above 1: an animation or several pages, of which the picture is the first
 
 
@@ -94,7 +94,7 @@ def read(encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None
             if max(image.size) > least:
                 image.draft(None, (least, least))  # JPEG's alone
             if _pillow_misreads(image):
-                values = tiff.read(encoded, pixel_limit)
+                values = _tiff_values(encoded, pixel_limit)
                 # Four channels alone would be taken for RGB and transparency.
                 picture = Image.fromarray(values, "CMYK" if mode == "CMYK" else None)
                 return Decoded(_to_rgb(picture), file_format, mode, frames)
@@ -134,20 +134,33 @@ def decode(
     return read(encoded, pixel_limit, wanted_side).picture
 
 
-def _of_many_channels(encoded: bytes, pixel_limit: int) -> Decoded | None:
-    """A TIFF file that Pillow does not know, by its first three channels; None: no such file.
+def _tiff_values(encoded: bytes, pixel_limit: int) -> np.ndarray:
+    """`tiff.read`, as uint8 (height, width, channels).
 
     Raises:
         BadImage: too_many_pixels; not_an_image where it is sound, but of no kind that is read.
+        ValueError: it can't be decoded.
     """
-    if encoded[:4] not in tiff.BEGINNINGS:
-        return None
     try:
-        values = tiff.read(encoded, pixel_limit)
+        return tiff.read(encoded, pixel_limit)
     except tiff.TooManyPixels as error:
         raise BadImage("too_many_pixels", str(error)) from None
     except tiff.Unsupported as error:
         raise BadImage("not_an_image", str(error)) from None
+
+
+def _of_many_channels(encoded: bytes, pixel_limit: int) -> Decoded | None:
+    """A TIFF file that Pillow does not know, by its first three channels; None: no such file.
+
+    Raises:
+        BadImage: as `_tiff_values`.
+    """
+    if encoded[:4] not in tiff.BEGINNINGS:
+        return None
+    try:
+        values = _tiff_values(encoded, pixel_limit)
+    except BadImage:
+        raise
     except ValueError:
         return None
     channels = values.shape[2]

@@ -32,7 +32,7 @@ class InventoryRow:
     label: str  # class name
     bytes: int | None = None  # of the encoded file
     format: str = ""  # as Pillow names it: JPEG, PNG, …
-    mode: str = ""  # pixels as stored, as Pillow names them: L, RGB, P, I;16, CMYK, RGBA, …
+    mode: str = ""  # pixels as stored, as Pillow has it: L, RGB, P, I;16, …; or `5 channels`
     width: int | None = None  # pixels, of the upright picture
     height: int | None = None
     frames: int | None = None  # above 1: an animation or several pages

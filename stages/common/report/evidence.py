@@ -18,7 +18,6 @@ from stages.common import inventory, params, paths
 from stages.common.gallery import GALLERY_FILE
 from stages.common.run import UserError
 
-PHASES = {"head": "train_head", "fine_tuned": "fine_tune"}  # the stage that trained each model
 FIRST_NAMES = 5
 LIBRARIES = ("tensorflow", "keras", "tensorflow-datasets", "scikit-learn", "numpy", "dvc")
 # What decides the results; what the pipeline writes into Git is of no interest here.
@@ -136,7 +135,7 @@ def _read_model(name: str) -> Model:
         reliability=reliability,
         history=[
             {key: float(value) for key, value in row.items() if value}
-            for row in _rows(paths.PLOTS / PHASES[name] / "history.csv")
+            for row in _rows(paths.PLOTS / paths.TRAINED_BY[name] / "history.csv")
         ],
         gallery=_read_gallery(paths.GALLERY / name),
     )
@@ -169,8 +168,8 @@ def _curves(path: Path, across: str, up: str) -> dict[str, list[tuple[float, flo
 def _read_trainable(path: Path) -> dict[str, int]:
     totals = dict.fromkeys(paths.CLASSIFIERS, 0)
     for row in _rows(path):
-        for model, phase in PHASES.items():
-            if row[f"trainable_in_{phase}"] == "True":
+        for model, stage in paths.TRAINED_BY.items():
+            if row[f"trainable_in_{stage}"] == "True":
                 totals[model] += int(row["parameters"])
     return totals
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.common import geometry, inventory
+from stages.common import evaluation, geometry, inventory, paths
 from stages.common.report import charts, wording
 from stages.common.report.charts import Chart, Table
-from stages.common.report.evidence import PHASES, Commit, Evidence
+from stages.common.report.evidence import Commit, Evidence
 from stages.common.report.wording import (
     METRIC_OF_KEY,
     METRICS,
@@ -338,19 +338,17 @@ def rejected_table(evidence: Evidence) -> Table:
 def duplicates_table(evidence: Evidence) -> Table:
     """What the comparison of all images with each other found."""
     duplicates = evidence.data["duplicates"]
-    ordered = [key for key in DUPLICATES if key in duplicates]
-    ordered += sorted(set(duplicates) - set(DUPLICATES))
     identical_alone = evidence.params["split"]["near_duplicate_distance"] is None
     return Table(
         ["what", "number"],
         [
             [
-                DUPLICATES.get(key, key.replace("_", " ")),
+                words,
                 "not looked for"
                 if identical_alone and key.startswith("near_")
                 else number(duplicates[key]),
             ]
-            for key in ordered
+            for key, words in DUPLICATES.items()
         ],
     )
 
@@ -367,7 +365,7 @@ def learning_note(evidence: Evidence) -> str:
     smoothed = [
         f", of {'the head' if name == 'head' else 'fine-tuning'} with label smoothing of {amount:g}"
         for name in by_epoch
-        if (amount := evidence.params[PHASES[name]]["label_smoothing"])
+        if (amount := evidence.params[paths.TRAINED_BY[name]]["label_smoothing"])
     ]
     sentences.append(
         f"Losses are before the temperature{''.join(smoothed)}: other numbers than the loss on the "
@@ -387,7 +385,7 @@ def calibration_note(metrics: Mapping[str, Mapping]) -> str:
 def no_slices_note(evidence: Evidence) -> str:
     """Why no column parts the test images."""
     if evidence.params["evaluate"]["slice_columns"] is None:
-        return "none has 2 to 10 values."
+        return f"none has {evaluation.FEWEST_VALUES} to {evaluation.MOST_VALUES} values."
     return "params.yaml asks for none."
 
 

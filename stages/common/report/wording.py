@@ -10,6 +10,7 @@ from stages.common.splits import SPLIT_NAMES
 # Mathematical signs and spaces that no line break can follow.
 MINUS, SPACE = "\u2212", "\u00a0"
 FEW_IMAGES = 20  # with fewer test images, one of them is five points of a class's recall
+UNBALANCED = 3  # times the images of the smallest class, from which on it is said
 FEW_GROUPS = 20  # with fewer, intervals miss up to twice as often as they say, see bootstrap
 NAMES = {"head": "head", "fine_tuned": "fine-tuned"}  # of the models, for people
 
@@ -285,7 +286,7 @@ def caveats(data: Mapping, metrics: Mapping[str, Mapping], comparison: Mapping) 
             "smaller change to the pretrained network."
         )
     ratio, largest, smallest = imbalance(data["splits"]["train"]["class"])
-    if ratio >= 3:
+    if ratio >= UNBALANCED:
         sentences.append(
             f"“{largest}” has {ratio:.0f} times the training images of “{smallest}”; read balanced "
             "accuracy and the classes beside plain accuracy."
