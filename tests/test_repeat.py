@@ -1,6 +1,7 @@
 """tools.repeat: repetitions over seeds, each run once, and their spread."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -139,6 +140,34 @@ def test_a_file_that_can_not_take_the_results_ends_at_the_first_seed(repetitions
     assert (tmp_path / "ran").read_text() == "[]"
 
 
+def test_an_edit_while_seeds_run_ends_the_repetition(repetitions, monkeypatch):
+    """DVC takes the work tree as it is at each start: one mean would be of two settings."""
+    for words in (["init", "--quiet"], ["add", "params.yaml"]):
+        subprocess.run(["git", *words], check=True)
+    Path("notes.txt").write_text("of nobody's interest")
+    edits = [lambda: Path("notes.txt").write_text("more"), lambda: edit_params("dropout: 0.7")]
+
+    def run_once(_, values: dict) -> str:
+        edits[values["seed"]]()
+        return str(values["seed"])
+
+    def edit_params(line: str) -> None:
+        path = Path("params.yaml")
+        path.write_text(re.sub(r"dropout: [\d.]+", line, path.read_text(), count=1))
+
+    monkeypatch.setattr(repeat, "run_once", run_once)
+    with pytest.raises(UserError, match=r"params\.yaml or data changed while experiments ran"):
+        repetitions([{"accuracy": 0.5}] * 3)
+    assert Path("ran").read_text() == "[0, 1]"
+
+
+def test_a_value_that_dvc_would_misread_starts_nothing(repetitions):
+    weights = "{a: 1.0, 猫: 2.0}"
+    with pytest.raises(UserError, match=r"train_head\.class_weights: DVC can't be handed .*猫"):
+        repetitions([{"accuracy": 0.5}], "-S", f"train_head.class_weights={weights}")
+    assert Path("ran").read_text() == "[]"
+
+
 def test_a_seed_that_would_be_ignored_is_refused(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["repeat", "--seeds", "1", "-S", "seed=7"])
@@ -160,6 +189,26 @@ def test_a_shallow_clone_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "shallow")
     with pytest.raises(UserError, match=r"`git fetch --unshallow` completes it"):
         repeat.revisions.check_history()
+
+
+def test_an_experiment_can_be_ended_where_the_tool_ignores_ctrl_c(monkeypatch):
+    """As all jobs in the background of a script do, and what they start."""
+    ignoring = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    start = subprocess.Popen
+    monkeypatch.setattr(repeat.experiment, "dvc", lambda *words: "")
+    monkeypatch.setattr(repeat.experiment, "untracked_data", lambda chosen: [])
+    monkeypatch.setattr(repeat.experiment, "end_when_told", lambda: None)
+    sleep = [sys.executable, "-c", "import time; print(flush=True); time.sleep(99)"]
+    monkeypatch.setattr(
+        repeat.experiment.subprocess, "Popen", lambda words, **options: start(sleep, **options)
+    )
+    try:
+        process = repeat.experiment.start("name", "train_head", {})
+    finally:
+        signal.signal(signal.SIGINT, ignoring)
+    process.stdout.readline()
+    repeat.experiment.end(process)
+    assert process.returncode != -signal.SIGKILL  # DVC would clean nothing up
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

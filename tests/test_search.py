@@ -45,6 +45,7 @@ def space(folder: Path, **params_) -> Path:
         ("fine_tune.optimizer", ["adamw", "adamm"], r"optimizer=adamm.*did you mean 'adam'"),
         ("fine_tune.learning_rate", {"low": 0.1, "high": 0.01}, r"expected low below high"),
         ("fine_tune.learning_rate", {"low": -1.0, "high": 1.0}, r"learning_rate=-1\.0"),
+        ("fine_tune.class_weights", [None, {"é": 1.0}], r"DVC can't be handed {'é': 1.0}, of wh"),
         (
             "fine_tune.learning_rate",
             0.1,
@@ -107,6 +108,7 @@ def test_values_reach_params_as_they_are(tmp_path, value, expected):
     from dvc.utils.hydra import apply_overrides
 
     assert experiment.as_override(value) == expected
+    experiment.check_override("key", value)
     path = tmp_path / "params.yaml"
     path.write_text("key: 0\n")
     apply_overrides(path, [f"key={expected}"])
@@ -290,6 +292,46 @@ def test_a_search_goes_on_where_nothing_changed_that_its_losses_depend_on(folder
     code.write_text("print('other')")
     with pytest.raises(UserError, match="was begun with other params, values, stage, data or code"):
         run_search("--trials", "3")
+
+
+@pytest.mark.slow
+def test_a_search_does_not_go_on_with_other_data(folder, run_search):
+    """Also where Git holds the table, so that the edit may be committed meanwhile."""
+    (folder / "table.csv").write_text("path,label\na.png,cat\n")
+    edit(folder, "dataset", name="image_table", path="table.csv")
+    for words in (["init", "--quiet"], ["add", "."]):
+        subprocess.run(["git", *words], check=True)
+    space(folder, **{"train_head.learning_rate": [1e-3, 1e-2]})
+    run_search("--trials", "1")
+    (folder / "table.csv").write_text("path,label\na.png,dog\n")
+    subprocess.run(["git", "add", "."], check=True)
+    with pytest.raises(UserError, match="was begun with other params, values, stage, data or code"):
+        run_search("--trials", "2")
+
+
+@pytest.mark.slow
+def test_an_edit_while_trials_run_ends_the_search(folder, run_search, monkeypatch):
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run(["git", "add", "params.yaml"], check=True)
+    space(folder, **{"train_head.learning_rate": [1e-3, 1e-2]})
+    train = search.run_experiment
+
+    def edited(*arguments):
+        edit(folder, "train_head", dropout=0.3)
+        return train(*arguments)
+
+    monkeypatch.setattr(search, "run_experiment", edited)
+    with pytest.raises(UserError, match=r"params\.yaml or data changed while experiments ran"):
+        run_search("--trials", "3")
+    edit(folder, "train_head", dropout=0.2)
+    monkeypatch.setattr(search, "run_experiment", train)
+    assert len(run_search("--trials", "3")) == 3  # the first was kept
+
+
+def test_a_search_that_runs_is_left_alone(folder):
+    with search.hold("space"), pytest.raises(UserError, match="runs in another process; wait"):
+        search.hold("space")
+    search.hold("space").close()
 
 
 def test_values_that_params_refuse_together_start_nothing(folder):

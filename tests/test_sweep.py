@@ -1,11 +1,13 @@
 """tools.sweep: two workers, four experiments, and which GPU a worker sees."""
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -192,6 +194,46 @@ def test_an_edit_behind_a_link_is_seen(tmp_path):
     (tmp_path / "own" / "gone").symlink_to(tmp_path / "nothing")
     (state,) = sweep.state_of([str(tmp_path / "own")])
     assert state[:2] == (f"{tmp_path}/own/cat/notes.txt", 1)
+
+
+def grown(state: Callable[[], str], *edits: Callable[[], object]) -> list[bool]:
+    """Whether the state is another one after each edit."""
+    states = [state()]
+    for edit in edits:
+        edit()
+        states.append(state())
+    return [later != earlier for earlier, later in itertools.pairwise(states)]
+
+
+def test_edits_of_data_are_seen_wherever_it_lies(repository, tmp_path):
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "one.png").write_text("1")
+    repository(f"{{path: {away}}}", "own/weights.h5", "lists/held.csv", tracked=(".",))
+    assert grown(
+        lambda: sweep.data_state({}),
+        lambda: (away / "two.png").write_text("2"),  # out of the repository
+        lambda: Path("own/weights.h5").write_text("y"),  # held by Git, and not committed
+        lambda: subprocess.run(["git", "add", "."], check=True),  # which is no other data
+        lambda: Path("lists/held.csv").write_text("y"),  # of nobody's interest
+    ) == [True, True, False, False]
+
+
+def test_edits_of_images_that_a_table_names_are_seen(repository, tmp_path):
+    away = tmp_path / "away.png"
+    away.write_text("1")
+    columns = "image_table: {path_column: file}"
+    repository(f"{{name: image_table, path: lists/t.csv, {columns}}}", "lists/near.png")
+    Path("lists/t.csv").write_text(
+        f"file,label\n{away},cat\nnear.png,dog\nhttps://example.com/far.png,dog\ngone.png,cat\n"
+    )
+    assert grown(
+        lambda: sweep.data_state({}),
+        lambda: away.write_text("22"),
+        lambda: Path("lists/near.png").write_text("yy"),
+        lambda: Path("lists/other.csv").write_text("beside the table"),
+        lambda: Path("elsewhere.csv").write_text("nowhere near it"),
+    ) == [True, True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,57 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from stages.common import params
 from stages.common.run import UserError, end_when_told
-from tools.sweep import dvc, untracked_data
+from tools.sweep import data_state, dvc, tracked_bytes, untracked_data
 
 LAST_LINES = 20  # of what a failed experiment said
+# What decides its results, beside the data.
+SOURCES = tuple(map(Path, ("params.yaml", "dvc.yaml", "stages", "requirements.txt")))
+
+
+def state(values: Mapping[str, Sequence[Any]]) -> str:
+    """A hash that is another one where code, params or data of experiments are others.
+
+    Args:
+        values: `section.key` to its values, where they are others than that of params.yaml.
+    """
+    return f"{tracked_bytes(SOURCES)} {data_state(values)}"
+
+
+def check_unchanged(begun: str, values: Mapping[str, Sequence[Any]]) -> None:
+    """UserError where `state` is no longer what it was: DVC would run what there is now."""
+    if state(values) != begun:
+        raise UserError(
+            "code, params.yaml or data changed while experiments ran, so that the next one would "
+            "not be comparable with those that are done; put back what changed and run the same "
+            "command again, which goes on, or run it again as things are now"
+        )
+
+
+def check_override(key: str, value: Any) -> None:
+    """UserError where Hydra's grammar, by which DVC takes values, can't say this one.
+
+    Keys of a mapping can't be quoted there: class names beyond letters without accents, for one.
+    """
+    from dvc.utils.hydra import to_hydra_overrides
+    from hydra.errors import HydraException
+
+    try:
+        (override,) = to_hydra_overrides([f"{key}={as_override(value)}"])
+        understood = _as_json(override.value())
+    except HydraException:
+        understood = "nothing"
+    if understood != _as_json(value):
+        raise UserError(
+            f"{key}: DVC can't be handed {value!r}, of which it understands {understood} (it takes "
+            f"no quotation marks around keys); write it into {params.PARAMS_FILE}, commit that, "
+            "and leave it out here"
+        )
 
 
 def lines(name: str, target: str, values: dict[str, Any]) -> Iterator[str]:
@@ -55,6 +99,7 @@ def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:
     chosen = {key: [value] for key, value in values.items()}
     words += [word for path in untracked_data(chosen) for word in ("--copy-paths", path)]
     for key, value in values.items():
+        check_override(key, value)
         words += ["-S", f"{key}={as_override(value)}"]
     return subprocess.Popen(
         [sys.executable, "-m", "dvc", "exp", "run", *words, target],
@@ -63,7 +108,14 @@ def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:
         text=True,
         errors="replace",
         start_new_session=True,  # so that the stage can be ended with it
+        # A job in the background of a script ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def _as_json(value: Any) -> str:
+    """A value as params are checked: a date as its text, a key that is a number as well."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def as_override(value: Any) -> str:
@@ -76,11 +128,11 @@ def as_override(value: Any) -> str:
         escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
         return '"' + re.sub(r"(\\+)$", r"\1\1", escaped) + '"'
     if isinstance(value, dict):
-        pairs = (f"{_escaped_key(key)}:{as_override(one)}" for key, one in value.items())
+        pairs = (f"{_escaped_key(str(key))}:{as_override(one)}" for key, one in value.items())
         return "{" + ",".join(pairs) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(as_override, value)) + "]"
-    return json.dumps(value, ensure_ascii=False, default=str)  # a date as the text it was
+    return _as_json(value)
 
 
 def _escaped_key(key: str) -> str:

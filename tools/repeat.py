@@ -48,9 +48,7 @@ def name_of(target: str, values: dict[str, Any]) -> str:
         params.PARAMS_FILE.read_bytes(),
         target.encode(),
         json.dumps(values, default=str).encode(),
-        json.dumps(
-            sweep.state_of(sweep.untracked_data({k: [v] for k, v in values.items()}))
-        ).encode(),
+        sweep.data_state({key: [value] for key, value in values.items()}).encode(),
     ]
     return f"repeat-{hashlib.sha256(b''.join(parts)).hexdigest()[:10]}"
 
@@ -235,8 +233,13 @@ def main() -> None:
         raise UserError("-S: received seed, which --seeds sets; leave it out")
     check_params.check(with_values({**values, "seed": 0}), "params.yaml with -S")
     check_names(options.model, options.metrics, options.csv)
+    for key, value in values.items():
+        experiment.check_override(key, value)
     rows = []
+    tried = {key: [value] for key, value in values.items()}
+    begun = experiment.state(tried)
     for seed in range(options.seeds):
+        experiment.check_unchanged(begun, tried)
         print(f"seed {seed}, {seed + 1} of {options.seeds}", flush=True)
         name = run_once(f"evaluate@{options.model}", {**values, "seed": seed})
         metrics = read_metrics(name, options.model)

@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import yaml
 from pydantic import Field, model_validator
@@ -31,6 +31,7 @@ MEMORY = Path(".search")
 # What changes the validation images, or comes after training, can't be searched by their loss.
 SECTIONS = ("preprocess", "backbone", "extract_features", "train_head", "fine_tune")
 ALWAYS_KNOWN = ("seed", "dataset", "split")  # on which a trial's loss depends too
+SETTINGS = ("runtime.precision",)  # of other sections, the same
 CHANGES_THE_LOSS = ("label_smoothing",)
 EPOCH = re.compile(r"epoch (\d+)/\d+: loss .* validation loss ([\d.]+|nan|inf),")
 NAME = re.compile(r"[\w-]+")
@@ -118,6 +119,7 @@ def read_space(path: Path) -> Space:
         for value in values:
             source = f"{path}: params.yaml with {name}={value}"
             check_params.check(with_values({name: value}), source)
+            experiment.check_override(name, value)
     return space
 
 
@@ -250,6 +252,27 @@ def kept_loss(losses: Sequence[float], section: dict[str, Any]) -> float:
     return min(losses) if section["early_stopping_patience"] else losses[-1]
 
 
+def hold(name: str) -> TextIO:
+    """The open lock of a search, which the system lets go of when this process ends.
+
+    Raises:
+        UserError: another process holds it. Its trial would be taken for one that was cut off.
+    """
+    import fcntl  # of POSIX, and search alone locks
+
+    MEMORY.mkdir(exist_ok=True)
+    file = (MEMORY / f"{name}.lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f"the search {name} runs in another process; wait for its end, or end it: the same "
+            "command then goes on"
+        ) from None
+    return file
+
+
 def open_study(name: str, seed: int, epochs: int, space: str = ""):
     """What is known of a search, from .search/NAME.db; trials that were cut off are queued anew.
 
@@ -265,7 +288,6 @@ def open_study(name: str, seed: int, epochs: int, space: str = ""):
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    MEMORY.mkdir(exist_ok=True)
     study = optuna.create_study(
         study_name=name,
         storage=f"sqlite:///{MEMORY / name}.db",
@@ -299,6 +321,13 @@ def finished_trials(study) -> int:
     return len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
+def chosen_from(space: Space) -> dict[str, list]:
+    """The values of params that a list gives, by name."""
+    return {
+        name: choices for name, choices in space.params.items() if not isinstance(choices, Range)
+    }
+
+
 def described(space: Space) -> str:
     """What the losses of a search depend on: its space, the other params, data and code.
 
@@ -309,14 +338,14 @@ def described(space: Space) -> str:
     others = {
         name: value
         for name, value in compare.flat(params.read()).items()
-        if name.split(".")[0] in known
+        if (name.split(".")[0] in known or name in SETTINGS)
         and not any(f"{name}.".startswith(f"{key}.") for key in space.params)
     }
     code = hashlib.sha256()
     for path in sorted(Path("stages").rglob("*.py")):
         code.update(path.as_posix().encode() + path.read_bytes())
     values = {key: repr(choices) for key, choices in space.params.items()}
-    data = sweep.state_of(sweep.untracked_data({}))
+    data = sweep.data_state(chosen_from(space))
     known_by = [space.stage, values, others, data, code.hexdigest()]
     return json.dumps(known_by, sort_keys=True, default=str)
 
@@ -370,12 +399,15 @@ def main() -> None:
     except ModuleNotFoundError:
         raise UserError("Optuna is not installed; `make extra NAME=search` installs it") from None
     epochs = params.read()[space.stage]["epochs"]
+    lock = hold(name)  # to the end of this process
+    begun = experiment.state(chosen_from(space))
     study = open_study(name, params.load_seed(), epochs, described(space))
     if not study.trials and (present := present_values(space)):
         study.enqueue_trial(present)  # what there is now is what the others are compared with
     trials = options.trials or space.trials
     failures = 0
     while (done := finished_trials(study)) < trials:
+        experiment.check_unchanged(begun, chosen_from(space))
         trial = study.ask()
         values = suggest(trial, space)
         print(f"trial {done + 1} of {trials}: {values}", flush=True)
@@ -403,6 +435,7 @@ def main() -> None:
             print(f"  validation loss {loss:.4f}, best {study.best_value:.4f}", flush=True)
     text = preset_text(name, study, space)
     print(text, end="")
+    lock.close()
     if options.preset:
         preset.write_text(text, encoding="utf-8")
         print(f"written to {preset}; `make preset NAME={options.preset}` puts it into params.yaml")

@@ -6,6 +6,8 @@ workers running: call it without -S to watch them on.
 """
 
 import argparse
+import hashlib
+import itertools
 import json
 import os
 import re
@@ -15,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,15 +176,10 @@ def untracked_data(values: Mapping[str, Sequence[str]]) -> list[str]:
     Raises:
         UserError: a path leads out of the repository, or there is too much to copy.
     """
-    content = params.read()
-    names = values.get("dataset.name", [content["dataset"].get("name")])
-    paths = {
-        f"{section}.{key}": values.get(f"{section}.{key}", [content[section][key]])
-        for section, key in DATA_PATHS
-    }
+    names, paths = _data(values)
     found: dict[str, None] = {}  # a set that keeps its order
     for key, given in paths.items():
-        for path in map(Path, given):
+        for path in given:
             found |= dict.fromkeys(_untracked(key, path))
             if key == "dataset.path" and "image_table" in names:
                 found |= dict.fromkeys(_beside(path))
@@ -192,11 +189,67 @@ def untracked_data(values: Mapping[str, Sequence[str]]) -> list[str]:
     ]
     if len(copies) > MOST_COPIES:
         raise UserError(
-            f"{', '.join(path for given in paths.values() for path in given)}: expected at most "
+            f"{', '.join(map(str, itertools.chain(*paths.values())))}: expected at most "
             f"{MOST_COPIES} files and folders that Git does not hold, each of which an experiment "
             f"has to copy, received {len(copies)}; put the files into folders"
         )
     return copies
+
+
+def _data(values: Mapping[str, Sequence[str]]) -> tuple[list[str], dict[str, list[Path]]]:
+    """The kinds of data set, and the paths of each key of DATA_PATHS."""
+    content = params.read()
+    paths = {
+        f"{section}.{key}": list(map(Path, values.get(f"{section}.{key}", [content[section][key]])))
+        for section, key in DATA_PATHS
+    }
+    return list(values.get("dataset.name", [content["dataset"].get("name")])), paths
+
+
+def data_state(values: Mapping[str, Sequence[str]]) -> str:
+    """A hash that is another one where the data or weights of experiments are others.
+
+    Of files that Git holds by their bytes; of others, also outside of the repository and of those
+    that a table names, by name, size and time of change. What lies behind URLs is not asked.
+
+    Args:
+        values: `section.key` to its values, where they are others than that of params.yaml.
+
+    Raises:
+        UserError: as `untracked_data`; a table can't be read.
+    """
+    names, by_key = _data(values)
+    paths = list(itertools.chain(*by_key.values()))
+    outside = [path for path in paths if path.is_absolute() and _ls_files("--", str(path)) is None]
+    # A path that has several meanings is that of a table in one experiment, and not in another.
+    tables = by_key["dataset.path"] if set(names) == {"image_table"} else []
+    named = [str(file) for table in tables for file in _files_of_rows(table, values)]
+    others = state_of([*untracked_data(values), *map(str, outside), *named])
+    held = tracked_bytes([path for path in paths if path not in outside])
+    return hashlib.sha256(f"{held} {others}".encode()).hexdigest()
+
+
+def tracked_bytes(paths: Iterable[Path]) -> str:
+    """A hash of the names and bytes of all files in some paths that Git holds."""
+    found = hashlib.sha256()
+    for path in paths:
+        for name in sorted(_ls_files("--", str(path)) or []):
+            if Path(name).is_file():
+                found.update(name.encode() + b"\0" + Path(name).read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+def _files_of_rows(path: Path, values: Mapping[str, Sequence[str]]) -> Iterator[Path]:
+    """The local files that the rows of a table name."""
+    from stages.common.datasets.image_table import Table
+    from stages.common.datasets.remote import is_url
+
+    table = Table(path)
+    present = params.read()["dataset"]["image_table"]["path_column"]
+    for column in values.get("dataset.image_table.path_column", [present]):
+        if column in table.column_names:  # else fetch says so
+            given = (row[column].strip() for row in table.rows())
+            yield from (table.path.parent / name for name in given if name and not is_url(name))
 
 
 def _untracked(key: str, path: Path) -> list[str]:
