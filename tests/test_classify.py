@@ -43,6 +43,8 @@ def test_a_cat_is_named_and_what_is_no_image_loses_nothing(tmp_path):
     assert Image.open(shown).width > 800
     refused = run("broken.png", "--show-preprocessed", tmp_path / "shown.foo", cwd=tmp_path)
     assert "--show-preprocessed: expected a .png file, received" in refused.stderr
+    refused = run(*["a.png"] * 101, "--show-preprocessed", shown, cwd=tmp_path)
+    assert "--show-preprocessed: expected at most 100 images" in refused.stderr
 
 
 @pytest.mark.parametrize(

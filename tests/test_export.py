@@ -72,6 +72,7 @@ def test_every_file_agrees_with_the_keras_model(project):
     class_names = (project / "exports" / "class_names.json").read_text(encoding="utf-8")
     assert json.loads(class_names) == NAMES
     assert json.loads((project / "exports" / "input.json").read_text()) == {
+        "model": "models/fine_tuned.keras",
         "shrunk_to": 40,
         "resize": "squash",
         "side": 32,

@@ -51,6 +51,8 @@ class Repository:
 
     def lock(self, splits: str, test_images: str | None = None) -> None:
         stages = {"split": {"outs": [{"path": "data/splits.csv", "md5": splits}]}}
+        stages["fine_tune"] = {"params": {"params.yaml": {"fine_tune": {"learning_rate": 1e-05}}}}
+        (self.folder / "params.yaml").write_text("fine_tune: {learning_rate: 1e-05}\n")
         if test_images is not None:
             deps = [{"path": "data/images/test", "md5": test_images}]
             stages["evaluate@head"] = {"deps": deps}
@@ -232,6 +234,13 @@ def test_a_slice_has_its_own_interval_and_its_value_may_have_a_point(repository)
         done = repository.gate("sliced")
         assert (done.returncode == 0) == passes, done.stdout + done.stderr
         assert f"{metric}  0.8000" in done.stdout
+
+
+def test_metrics_of_other_params_pass_nothing(repository):
+    (repository.folder / "params.yaml").write_text("fine_tune: {learning_rate: 1e-04}\n")
+    done = repository.gate("base")
+    assert done.returncode == 1
+    assert "metrics/ is of a run with other fine_tune than params.yaml has now" in done.stderr
 
 
 def test_a_lock_without_a_split_fails(repository):

@@ -88,6 +88,16 @@ def test_preset_with_an_unknown_key_or_a_bad_value_writes_nothing(project, monke
         assert (project / "params.yaml").read_text() == before
 
 
+def test_a_preset_that_can_not_be_written_leaves_params_whole(project, monkeypatch):
+    """On a full disk, say; what is there may hold edits that nobody has committed."""
+    before = (project / "params.yaml").read_text()
+    monkeypatch.setattr("sys.argv", ["preset", "smoke"])
+    monkeypatch.setattr(preset.os, "replace", lambda *paths: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        preset.main()
+    assert (project / "params.yaml").read_text() == before
+
+
 def test_an_empty_preset_is_one_sentence(project, monkeypatch):
     (project / "presets" / "empty.yaml").write_text("# nothing yet\n")
     monkeypatch.setattr("sys.argv", ["preset", "empty"])

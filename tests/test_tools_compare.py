@@ -69,6 +69,19 @@ def test_other_test_images_are_said(repository):
     assert "**The test images differ" in compare.comment("base", None, "")
 
 
+def test_metrics_of_other_params_are_said(repository):
+    """Else a param that was just edited stands beside metrics of the value before."""
+    lock = repository / "dvc.lock"
+    stages = params.parse(lock.read_text())["stages"]
+    sections = [({"epochs": 8, "name": "a|b"}, False), ({"epochs": 4, "name": "a|b"}, True)]
+    given = [({"train": section}, warned) for section, warned in sections]
+    for ran, warned in (*given, ({"train.epochs": 8}, False), ({"train.epochs": 4}, True)):
+        stages["train"] = {"params": {"params.yaml": {"seed": 0, **ran}}}
+        lock.write_text(json.dumps({"stages": stages}))  # which is YAML too
+        text = compare.comment("base", None, "")
+        assert ("**These metrics are of a run with other train than" in text) == warned
+
+
 def test_without_a_baseline_there_is_no_comment(repository):
     with pytest.raises(UserError, match="'nothing' is no revision"):
         compare.comment("nothing", None, "")

@@ -94,14 +94,13 @@ def rates(
     ]
 
 
-def table(title: str, rows: Sequence[Rate]) -> str:
+def table(title: str, rows: Sequence[Rate], unit: str = "images/s") -> str:
     """Lines of text: a case a row."""
-    lines = [title, f"{'':<42} {'images/s':>9} {'from':>9} {'to':>9} {'ratio':>7}"]
+    lines = [title, f"{'':<42} {unit:>9} {'from':>9} {'to':>9} {'ratio':>7}"]
     for row in rows:
-        lines.append(
-            f"{row.case:<42} {row.median:>9.0f} {row.lowest:>9.0f} {row.highest:>9.0f} "
-            f"{row.ratio:>7.2f}"
-        )
+        numbers = (row.median, row.lowest, row.highest)
+        cells = (f"{value:>9.0f}" if value >= 100 else f"{value:>9.3g}" for value in numbers)
+        lines.append(f"{row.case:<42} {' '.join(cells)} {row.ratio:>7.2f}")
     return "\n".join(lines)
 
 
@@ -158,11 +157,12 @@ def decoding(encoded: Sequence[bytes], image_size: int, pool: ProcessPoolExecuto
     }
 
 
+NOTHING_TO_DO = "Nothing to do"
 TRAINING = {  # title to what makes the cases, and the rounds
     "Ten epochs of a head, from shards": (training.head_epochs, 5),
     "Forward pass of the frozen network": (training.forward_pass, ROUNDS),
     "An epoch of fine-tuning": (training.fine_tuning, ROUNDS),
-    "Nothing to do": (training.nothing_to_do, ROUNDS),
+    NOTHING_TO_DO: (training.nothing_to_do, ROUNDS),
 }
 ACCURACY = "Accuracy of the head on the validation split"
 # Title to format, size, how many, the side in pixels that all cases end at, and the rounds.
@@ -303,7 +303,8 @@ def main() -> None:
         make, rounds = TRAINING[title]
         cases, count = make()
         rows = rates(cases, count, rounds, warm_up=make is not training.head_epochs)
-        print("\n" + table(title, rows), flush=True)
+        unit = "runs/s" if title == NOTHING_TO_DO else "images/s"
+        print("\n" + table(title, rows, unit), flush=True)
         keep("training", title, [asdict(row) for row in rows])
     if ACCURACY in wanted:
         keep("head_validation_accuracy", ACCURACY, measure_accuracy())

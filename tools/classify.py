@@ -15,6 +15,7 @@ import numpy as np
 from stages.common import backbones, images, params, plots
 from stages.common.run import UserError, run, start_tensorflow
 
+MOST_DRAWN = 100  # below each other; a picture of twice as many is none that matplotlib writes
 SCALING_STEPS = ("Rescaling", "Normalization", "Flip")
 
 
@@ -115,6 +116,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     shown = options.show_preprocessed
     if shown and shown.suffix.lower() != ".png":
         parser.error(f"--show-preprocessed: expected a .png file, received {shown}")
+    if shown and len(options.images) > MOST_DRAWN:
+        parser.error(
+            f"--show-preprocessed: expected at most {MOST_DRAWN} images, which it draws below each "
+            f"other, received {len(options.images)}"
+        )
     return options
 
 

@@ -187,6 +187,11 @@ def comment(revision: str, pictures: Path | None, image_base: str) -> str:
     ]
     if not revisions.same_test_images(commit):
         parts.append("**The test images differ, so that the numbers can't be compared.**")
+    if changed := revisions.changed_params():
+        parts.append(
+            f"**These metrics are of a run with other {', '.join(changed)} than the work tree has "
+            "now: `make repro` brings them up to date.**"
+        )
     for model in paths.CLASSIFIERS:
         before, after = (
             revisions.read_json(side, f"metrics/{model}.json") for side in (commit, None)

@@ -1,9 +1,10 @@
 """Exports a model for other programs, and runs every file: python -m tools.export [--model FILE].
 
 Writes to exports/: a SavedModel with a serving signature, LiteRT in float32, float16 and with int8
-weights, and ONNX; `class_names.json`; `input.json`, what a new picture has to become: shrunk to
-`shrunk_to` pixels as `preprocess` does it, then a square of `side` pixels, bilinear, antialiased,
-of values from 0 to 255; then a table of what each file gives over the test split by its runtime.
+weights, and ONNX; `class_names.json`; `input.json`, which model it was and what a new picture has
+to become: shrunk to `shrunk_to` pixels as `preprocess` does it, then a square of `side` pixels,
+bilinear, antialiased, of values from 0 to 255; then a table of what each file gives over the test
+split by its runtime.
 ONNX and its runtime are an optional extra: make extra NAME=export.
 """
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from stages.common import geometry, models, onnx_engine, paths, shards
 from stages.common.run import UserError, progress, run, start_tensorflow
+from tools import markdown
 
 FOLDER = Path("exports")
 LARGEST_DIFFERENCE = 1e-4  # of a probability, that a file in float32 may have
@@ -161,18 +163,21 @@ def latency_ratio(predict: Predict, other: Predict, images: np.ndarray) -> float
     return statistics.median(ratios[1:])  # the first round warms up
 
 
-def markdown(rows: list[Row]) -> str:
+def table(rows: list[Row]) -> str:
     """The table as it is written to exports/table.md."""
+    header = ["file", "MB", "accuracy", "same class", "largest difference"]
     lines = [
-        "| file | MB | accuracy | same class | largest difference | time of an image, × Keras |",
-        "| --- | --- | --- | --- | --- | --- |",
+        [
+            row.file,
+            str(row.megabytes),
+            f"{row.accuracy:.3f}",
+            f"{row.agreement:.1%}",
+            f"{row.largest_difference:.1e}",
+            f"{row.latency_ratio:.2f}",
+        ]
+        for row in rows
     ]
-    for row in rows:
-        lines.append(
-            f"| {row.file} | {row.megabytes} | {row.accuracy:.3f} | {row.agreement:.1%} | "
-            f"{row.largest_difference:.1e} | {row.latency_ratio:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+    return markdown.table([*header, "time of an image, × Keras"], lines) + "\n"
 
 
 def _test_index(model: Path, class_names: Sequence[str]) -> shards.Index:
@@ -206,23 +211,28 @@ def main() -> None:
     model = models.load(options.model)
     resize = model.get_layer("resize")
     side = resize.height
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir()
-    one_size = fixed_size(model)
-    files = [
-        write_saved_model(model, FOLDER),
-        *write_litert(one_size, FOLDER),
-        onnx_engine.write(one_size, FOLDER / "model.onnx"),
-    ]
+    if FOLDER.is_symlink() or (FOLDER.exists() and not FOLDER.is_dir()):
+        raise UserError(f"{FOLDER}: expected a folder or none, received a link or a file; move it")
+    # Beside it first: what is there stays until the new files are whole.
+    building = FOLDER.with_name(f"{FOLDER.name}.new")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
     names = json.dumps(class_names, ensure_ascii=False) + "\n"
-    (FOLDER / "class_names.json").write_text(names, encoding="utf-8")
+    (building / "class_names.json").write_text(names, encoding="utf-8")
     expected = {
+        "model": options.model.as_posix(),
         "shrunk_to": models.shrunk_to(options.model) or side,
         "resize": geometry.of_layer(resize),
         "side": side,
         "channels": model.input_shape[-1],
     }
-    (FOLDER / "input.json").write_text(json.dumps(expected, indent=2) + "\n")
+    (building / "input.json").write_text(json.dumps(expected, indent=2) + "\n")
+    one_size = fixed_size(model)
+    files = [
+        write_saved_model(model, building),
+        *write_litert(one_size, building),
+        onnx_engine.write(one_size, building / "model.onnx"),
+    ]
     forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
 
     def keras_predict(images: np.ndarray) -> np.ndarray:
@@ -237,14 +247,19 @@ def main() -> None:
     rows = []
     for file in progress(files, total=len(files), unit="file", description="compare"):
         rows.append(compare(file, keras_predict, batches(), reference))
-    (FOLDER / "table.md").write_text(markdown(rows), encoding="utf-8")
+    text = table(rows)
+    (building / "table.md").write_text(text, encoding="utf-8")
     described = {
+        "model": options.model.as_posix(),
         "images": index.count,
         "machine": platform.machine(),
         "rows": [asdict(row) for row in rows],
     }
-    (FOLDER / "table.json").write_text(json.dumps(described, indent=2) + "\n")
-    print(markdown(rows), end="")
+    (building / "table.json").write_text(json.dumps(described, indent=2) + "\n")
+    if FOLDER.exists():
+        shutil.rmtree(FOLDER)
+    building.rename(FOLDER)
+    print(text, end="")
     wrong = [
         row.file
         for row in rows

@@ -1,5 +1,6 @@
 """Writes a preset's overrides into params.yaml, keeping its comments: make preset NAME=cifar10."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -75,8 +76,11 @@ def main() -> None:
     changes = yaml.load(source.read_text(encoding="utf-8"))
     changed = override(content, changes, str(source))
     check(content, f"params.yaml with {source}")
-    with params.PARAMS_FILE.open("w", encoding="utf-8") as file:
+    # Beside it first: what is there may hold edits that nobody has committed.
+    written = params.PARAMS_FILE.with_name(f"{params.PARAMS_FILE.name}.new")
+    with written.open("w", encoding="utf-8") as file:
         yaml.dump(content, file)
+    os.replace(written, params.PARAMS_FILE)
     print("\n".join(changed) or f"params.yaml has all values of {source} already")
 
 

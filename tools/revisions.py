@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ruamel.yaml import YAMLError
 
 from stages.common import params, paths, splits
@@ -107,11 +106,30 @@ def same_test_images(revision: str) -> bool:
     return tables[0] == tables[1] or pictures[0] == pictures[1] is not None
 
 
+def changed_params() -> list[str]:
+    """What params.yaml has otherwise than the run that the work tree's dvc.lock is of, by section.
+
+    Its metrics then are of params that nobody sees.
+    """
+    known: dict[str, Any] = {}
+    for stage in _read_lock(None).values():
+        known |= stage.get("params", {}).get(str(params.PARAMS_FILE), {})
+    present = read_params(None) if known else {}
+    found: dict[str, None] = {}  # a set that keeps its order
+    for name, ran in known.items():
+        value = present
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value != ran:
+            found[name.partition(".")[0]] = None
+    return list(found)
+
+
 def _read_lock(revision: str | None) -> dict:
     """The stages of dvc.lock; UserError where it can't be read."""
     try:
-        return yaml.safe_load(read(revision, "dvc.lock"))["stages"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        return params.parse(read(revision, "dvc.lock"))["stages"]
+    except (YAMLError, KeyError, TypeError) as error:
         raise UserError(_damaged(revision, "dvc.lock", error)) from None
 
 

@@ -30,7 +30,7 @@ def table(head: dict, fine_tuned: dict, comparison: dict) -> str:
     title = f"{head['images']} test images"
     lines = [f"{title:<27} {'head':<21} {'fine-tuned':<21} {'difference':<24} better is"]
     for name in HEADLINES:
-        if name in head:
+        if name in head and name in fine_tuned:
             cells = [
                 f"{metrics[name]:.3f}{ends(metrics['interval'].get(name), '.3f')}"
                 for metrics in (head, fine_tuned)
