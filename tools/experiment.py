@@ -14,7 +14,7 @@ from typing import Any
 
 from stages.common import params
 from stages.common.run import UserError, end_when_told
-from tools.sweep import data_state, dvc, tracked_bytes, untracked_data
+from tools.sweep import bytes_of, data_state, dvc, tracked_files, untracked_data
 
 LAST_LINES = 20  # of what a failed experiment said
 # What decides its results, beside the data.
@@ -27,7 +27,7 @@ def state(values: Mapping[str, Sequence[Any]]) -> str:
     Args:
         values: `section.key` to its values, where they are others than that of params.yaml.
     """
-    return f"{tracked_bytes(SOURCES)} {data_state(values)}"
+    return f"{bytes_of(tracked_files(SOURCES))} {data_state(values)}"
 
 
 def check_unchanged(begun: str, values: Mapping[str, Sequence[Any]]) -> None:

@@ -288,6 +288,7 @@ def open_study(name: str, seed: int, epochs: int, space: str = ""):
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    MEMORY.mkdir(exist_ok=True)
     study = optuna.create_study(
         study_name=name,
         storage=f"sqlite:///{MEMORY / name}.db",

@@ -216,26 +216,32 @@ def data_state(values: Mapping[str, Sequence[str]]) -> str:
         values: `section.key` to its values, where they are others than that of params.yaml.
 
     Raises:
-        UserError: as `untracked_data`; a table can't be read.
+        UserError: a table can't be read.
     """
     names, by_key = _data(values)
-    paths = list(itertools.chain(*by_key.values()))
-    outside = [path for path in paths if path.is_absolute() and _ls_files("--", str(path)) is None]
     # A path that has several meanings is that of a table in one experiment, and not in another.
     tables = by_key["dataset.path"] if set(names) == {"image_table"} else []
-    named = [str(file) for table in tables for file in _files_of_rows(table, values)]
-    others = state_of([*untracked_data(values), *map(str, outside), *named])
-    held = tracked_bytes([path for path in paths if path not in outside])
-    return hashlib.sha256(f"{held} {others}".encode()).hexdigest()
+    paths = list(itertools.chain(*by_key.values()))
+    named = [file for table in tables for file in _files_of_rows(table, values)]
+    in_git = set(tracked_files([*paths, *(table.parent for table in tables)]))
+    states = state_of(map(str, [*paths, *named]))
+    held = [name for name, _, _ in states if name in in_git]
+    others = [entry for entry in states if entry[0] not in in_git]
+    return hashlib.sha256(f"{bytes_of(held)} {others}".encode()).hexdigest()
 
 
-def tracked_bytes(paths: Iterable[Path]) -> str:
-    """A hash of the names and bytes of all files in some paths that Git holds."""
+def tracked_files(paths: Iterable[Path]) -> list[str]:
+    """The files that Git holds of some paths, sorted."""
+    found = (_ls_files("--", str(path)) or [] for path in paths)
+    return sorted({name for names in found for name in names})
+
+
+def bytes_of(names: Iterable[str]) -> str:
+    """A hash of the names and bytes of files, of those that are there."""
     found = hashlib.sha256()
-    for path in paths:
-        for name in sorted(_ls_files("--", str(path)) or []):
-            if Path(name).is_file():
-                found.update(name.encode() + b"\0" + Path(name).read_bytes() + b"\0")
+    for name in names:
+        if Path(name).is_file():
+            found.update(name.encode() + b"\0" + Path(name).read_bytes() + b"\0")
     return found.hexdigest()
 
 
