@@ -81,6 +81,23 @@ def test_every_file_agrees_with_the_keras_model(project):
     assert (project / "exports" / "table.md").read_text() in done.stdout
 
 
+def test_an_export_that_fails_leaves_the_one_before(project, monkeypatch):
+    before = [export.FOLDER / "table.md", export.FOLDER / "model.onnx"]
+    export.FOLDER.mkdir()
+    for path in before:
+        path.write_text("before")
+    monkeypatch.setattr("sys.argv", ["export"])
+    monkeypatch.setattr(export.onnx_engine, "check_installed", lambda _: None)
+    monkeypatch.setattr(export, "write_saved_model", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export.main()
+    assert [path.read_text() for path in before] == ["before"] * 2
+    export.FOLDER.rename("elsewhere")
+    export.FOLDER.symlink_to("elsewhere")
+    with pytest.raises(UserError, match="expected a folder or none, received a link"):
+        export.main()
+
+
 def test_a_saved_model_is_exact_for_images_of_any_size(project):
     model = models.load(paths.FINE_TUNED)
     predict = export.runtime_of(export.write_saved_model(model, project))

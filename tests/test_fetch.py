@@ -372,8 +372,8 @@ class TestImageFolder:
         assert list(raw.pick(set())) == []
 
 
-def survey(*names: str, strip_top: bool = False) -> image_folder.Layout:
-    return image_folder.survey(names, Path("own"), strip_top)
+def survey(*names: str, strip_top: bool = False, wanted=None) -> image_folder.Layout:
+    return image_folder.survey(names, Path("own"), strip_top, wanted)
 
 
 class TestLayout:
@@ -471,8 +471,9 @@ class TestLayout:
     def test_no_images(self):
         with pytest.raises(UserError, match=r"none; .*; if they are in the \.zip file there, name"):
             survey("images.zip", "README.md")
-        with pytest.raises(UserError, match=r"at least two folders .* received none"):
-            survey("README.md")
+        for wanted in (None, ["train"]):
+            with pytest.raises(UserError, match=r"at least two folders .* received none"):
+                survey("README.md", wanted=wanted)
 
 
 def pack(folder: Path, path: Path, prefix: str = "") -> Path:

@@ -240,7 +240,9 @@ def test_metrics_of_other_params_pass_nothing(repository):
     (repository.folder / "params.yaml").write_text("fine_tune: {learning_rate: 1e-04}\n")
     done = repository.gate("base")
     assert done.returncode == 1
-    assert "metrics/ is of a run with other fine_tune than params.yaml has now" in done.stderr
+    assert "another run than params.yaml asks for (fine_tune ran with another fine_tune)" in (
+        done.stderr
+    )
 
 
 def test_a_lock_without_a_split_fails(repository):

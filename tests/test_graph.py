@@ -65,6 +65,16 @@ def test_a_stage_depends_on_the_params_that_it_reads(name):
         assert listed == loaded_sections(name)
 
 
+def test_parts_of_sections_are_those_that_change_what_a_stage_makes():
+    """`runtime` above all: other devices make the same features, another precision does not."""
+    parts = {name: {p for p in stage["params"] if "." in p} for name, stage in STAGES.items()}
+    assert {name: found for name, found in parts.items() if found} == {
+        "extract_features": {"runtime.deterministic", "runtime.precision"},
+        "train_head": {"runtime.deterministic"},
+        "compare": {"evaluate.bootstrap_samples"},
+    }
+
+
 def test_only_evaluate_reads_the_test_split():
     for name, stage in STAGES.items():
         reads_test = any(

@@ -245,7 +245,9 @@ def test_a_repetition_after_an_edit_is_another_one(tmp_path, monkeypatch):
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
     (tmp_path / "code.py").write_text("seed: 0\n")
     (tmp_path / ".gitignore").write_text("/own\n")
-    (tmp_path / "params.yaml").write_text("dataset: {path: own}\nbackbone: {own_weights: mine}\n")
+    (tmp_path / "params.yaml").write_text(
+        "seed: 0\ndataset: {path: own}\nbackbone: {own_weights: mine}\n"
+    )
     (tmp_path / "own").mkdir()
     for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "base"]):
         subprocess.run([*git, *words], check=True)

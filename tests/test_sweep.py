@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stages.common import params
 from stages.common.run import UserError
 from tests.toy_project import ToyProject
 from tools import sweep
@@ -205,34 +207,66 @@ def grown(state: Callable[[], str], *edits: Callable[[], object]) -> list[bool]:
     return [later != earlier for earlier, later in itertools.pairwise(states)]
 
 
+def state_of_data() -> str:
+    return sweep.data_state([params.read()])
+
+
 def test_edits_of_data_are_seen_wherever_it_lies(repository, tmp_path):
     away = tmp_path / "away"
     away.mkdir()
     (away / "one.png").write_text("1")
-    repository(f"{{path: {away}}}", "own/weights.h5", "lists/held.csv", tracked=(".",))
+    repository(f"{{path: {away}}}", "own/weights.h5", "lists/held.csv")
     assert grown(
-        lambda: sweep.data_state({}),
+        state_of_data,
         lambda: (away / "two.png").write_text("2"),  # out of the repository
-        lambda: Path("own/weights.h5").write_text("y"),  # held by Git, and not committed
-        lambda: subprocess.run(["git", "add", "."], check=True),  # which is no other data
+        lambda: Path("own/weights.h5").write_text("y"),
         lambda: Path("lists/held.csv").write_text("y"),  # of nobody's interest
-    ) == [True, True, False, False]
+    ) == [True, True, False]
+
+
+@pytest.mark.parametrize("path", ["photos", "link", "lists/../photos", "absolute"])
+def test_what_git_holds_counts_by_its_bytes(repository, path):
+    """DVC writes edited files anew at the start of an experiment, which moves their time."""
+    path = str(Path("photos").absolute()) if path == "absolute" else path
+    repository(f"{{path: {path}}}", "photos/a.png", "lists/t.csv", tracked=(".",))
+    Path("link").symlink_to("photos")
+    file = Path("photos/a.png")
+    file.write_text("y")
+    before = file.stat()
+
+    def with_the_same_time() -> None:
+        file.write_text("z")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    later = (before.st_atime_ns, before.st_mtime_ns + 10**9)
+    assert grown(
+        state_of_data,
+        lambda: os.utime(file, ns=later),
+        lambda: subprocess.run(["git", "add", "."], check=True),
+        with_the_same_time,
+    ) == [False, False, True]
 
 
 def test_edits_of_images_that_a_table_names_are_seen(repository, tmp_path):
     away = tmp_path / "away.png"
     away.write_text("1")
     columns = "image_table: {path_column: file}"
-    repository(f"{{name: image_table, path: lists/t.csv, {columns}}}", "lists/near.png")
-    Path("lists/t.csv").write_text(
-        f"file,label\n{away},cat\nnear.png,dog\nhttps://example.com/far.png,dog\ngone.png,cat\n"
-    )
+    names = ("lists/near.png", "photos/held.png")
+    tracked = (".gitignore", "params.yaml", "photos/held.png")
+    dataset = f"{{name: image_table, path: lists/t.csv, {columns}}}"
+    repository(dataset, *names, tracked=tracked)
+    missing = ("https://example.com/far.png", "gone.png", "long" * 100, "a\0b.png", "../photos")
+    rows = [str(away), "near.png", "../photos/held.png", *missing]
+    Path("lists/t.csv").write_text("\n".join(["file,label", *(f"{row},cat" for row in rows)]))
+    later = (0, 10**18)
     assert grown(
-        lambda: sweep.data_state({}),
+        state_of_data,
         lambda: away.write_text("22"),
         lambda: Path("lists/near.png").write_text("yy"),
+        lambda: Path("photos/held.png").write_text("z"),
+        lambda: os.utime("photos/held.png", ns=later),
         lambda: Path("lists/other.csv").write_text("beside the table"),
-    ) == [True, True, False]
+    ) == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize(

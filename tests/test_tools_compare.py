@@ -69,17 +69,34 @@ def test_other_test_images_are_said(repository):
     assert "**The test images differ" in compare.comment("base", None, "")
 
 
-def test_metrics_of_other_params_are_said(repository):
+def test_metrics_of_another_run_are_said(repository):
     """Else a param that was just edited stands beside metrics of the value before."""
-    lock = repository / "dvc.lock"
-    stages = params.parse(lock.read_text())["stages"]
-    sections = [({"epochs": 8, "name": "a|b"}, False), ({"epochs": 4, "name": "a|b"}, True)]
-    given = [({"train": section}, warned) for section, warned in sections]
-    for ran, warned in (*given, ({"train.epochs": 8}, False), ({"train.epochs": 4}, True)):
-        stages["train"] = {"params": {"params.yaml": {"seed": 0, **ran}}}
-        lock.write_text(json.dumps({"stages": stages}))  # which is YAML too
+    section = {"epochs": 8, "name": "a|b"}
+    for stage, ran, deps, why in (
+        ("train", {"seed": 0, "train": section}, [], None),
+        (
+            "train",
+            {"seed": 0, "train": {**section, "epochs": 4}},
+            [],
+            "train ran with another train",
+        ),
+        ("train", {"train.epochs": 8}, [], None),
+        ("train", {"train.epochs": 4}, [], "train ran with another train.epochs"),
+        ("report", {"train.epochs": 4}, [], None),  # which makes no metric
+        ("evaluate@head", {}, ["one"], None),
+        ("evaluate@head", {}, ["two"], "evaluate@head read another data/splits.csv"),
+    ):
+        stages = {
+            "split": {"outs": [{"path": "data/splits.csv", "md5": "one"}]},
+            stage: {
+                "params": {"params.yaml": ran},
+                "deps": [{"path": "data/splits.csv", "md5": md5} for md5 in deps],
+            },
+        }
+        (repository / "dvc.lock").write_text(json.dumps({"stages": stages}))  # which is YAML too
         text = compare.comment("base", None, "")
-        assert ("**These metrics are of a run with other train than" in text) == warned
+        assert ("**These metrics are of another run" in text) == (why is not None)
+        assert why is None or f"({why})" in text
 
 
 def test_without_a_baseline_there_is_no_comment(repository):

@@ -4,7 +4,9 @@ Each stage checks its own section as well; here a mistake in the last section do
 first stages to finish.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from stages import (
     backbone,
@@ -76,6 +78,35 @@ def check(content: dict, source: str) -> None:
                 mistakes.append(str(error))
     if mistakes:
         raise UserError("\n       ".join(mistakes))
+
+
+def with_values(values: dict[str, Any]) -> dict[str, Any]:
+    """The content of params.yaml with other values.
+
+    Args:
+        values: `section.key` to value.
+
+    Raises:
+        UserError: params.yaml has no such key.
+    """
+    content = params.read()
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        place = content
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            sections = [section for section in content if isinstance(content[section], dict)]
+            known = [key for section in sections for key in _names(content[section], section)]
+            raise UserError(f"{name}: params.yaml has no such key{params.nearest(name, known)}")
+        place[last] = value
+    return content
+
+
+def _names(values: dict[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in values.items():
+        name = f"{prefix}.{key}"
+        yield from _names(value, name) if isinstance(value, dict) else [name]
 
 
 def main() -> None:

@@ -187,10 +187,10 @@ def comment(revision: str, pictures: Path | None, image_base: str) -> str:
     ]
     if not revisions.same_test_images(commit):
         parts.append("**The test images differ, so that the numbers can't be compared.**")
-    if changed := revisions.changed_params():
+    if stale := revisions.stale():
         parts.append(
-            f"**These metrics are of a run with other {', '.join(changed)} than the work tree has "
-            "now: `make repro` brings them up to date.**"
+            f"**These metrics are of another run than params.yaml asks for ({'; '.join(stale)}): "
+            "`make repro` brings them up to date.**"
         )
     for model in paths.CLASSIFIERS:
         before, after = (

@@ -4,61 +4,77 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from stages.common import params
 from stages.common.run import UserError, end_when_told
-from tools.sweep import bytes_of, data_state, dvc, tracked_files, untracked_data
+from tools.check_params import with_values
+from tools.sweep import bytes_of, data_of, data_state, dvc, tracked_files, untracked_data
 
 LAST_LINES = 20  # of what a failed experiment said
 # What decides its results, beside the data.
 SOURCES = tuple(map(Path, ("params.yaml", "dvc.yaml", "stages", "requirements.txt")))
 
 
-def state(values: Mapping[str, Sequence[Any]]) -> str:
+def state(changes: Iterable[dict[str, Any]]) -> str:
     """A hash that is another one where code, params or data of experiments are others.
 
     Args:
-        values: `section.key` to its values, where they are others than that of params.yaml.
+        changes: of each experiment `section.key` to what it sets.
     """
-    return f"{bytes_of(tracked_files(SOURCES))} {data_state(values)}"
+    data = data_state(map(with_values, changes))
+    return f"{bytes_of(tracked_files(SOURCES))} {data}"
 
 
-def check_unchanged(begun: str, values: Mapping[str, Sequence[Any]]) -> None:
+def check_unchanged(begun: str, changes: Iterable[dict[str, Any]]) -> None:
     """UserError where `state` is no longer what it was: DVC would run what there is now."""
-    if state(values) != begun:
+    if state(changes) != begun:
         raise UserError(
             "code, params.yaml or data changed while experiments ran, so that the next one would "
             "not be comparable with those that are done; put back what changed and run the same "
-            "command again, which goes on, or run it again as things are now"
+            "command again, which goes on"
         )
 
 
-def check_override(key: str, value: Any) -> None:
-    """UserError where Hydra's grammar, by which DVC takes values, can't say this one.
+def check_handed(values: dict[str, Any]) -> None:
+    """UserError where DVC would make something else of values than what they are.
 
-    Keys of a mapping can't be quoted there: class names beyond letters without accents, for one.
+    It takes them by Hydra's grammar, where keys of a mapping can't be quoted (class names beyond
+    letters without accents, for one), puts a mapping's keys beside those that are there, and reads
+    `${…}` as a reference.
+
+    Args:
+        values: of params.yaml, `section.key` to value.
     """
-    from dvc.utils.hydra import to_hydra_overrides
+    from dvc.exceptions import DvcException
+    from dvc.utils.hydra import apply_overrides
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    try:
-        (override,) = to_hydra_overrides([f"{key}={as_override(value)}"])
-        understood = _as_json(override.value())
-    except HydraException:
-        understood = "nothing"
-    if understood != _as_json(value):
-        raise UserError(
-            f"{key}: DVC can't be handed {value!r}, of which it understands {understood} (it takes "
-            f"no quotation marks around keys); write it into {params.PARAMS_FILE}, commit that, "
-            "and leave it out here"
-        )
+    for key, value in values.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / params.PARAMS_FILE.name
+            shutil.copyfile(params.PARAMS_FILE, path)
+            try:
+                apply_overrides(path, [f"{key}={as_override(value)}"])
+                understood = params.read(path)
+            except (DvcException, HydraException, OmegaConfBaseException):
+                understood = None
+        if _as_json(understood) != _as_json(with_values({key: value})):
+            raise UserError(
+                f"{key}: DVC can't be handed {value!r} (its grammar knows no quotation marks "
+                "around keys, adds a mapping to the one that is there, and takes ${…} for a "
+                f"reference); write it into {params.PARAMS_FILE}, commit that, and leave it out "
+                "here"
+            )
 
 
 def lines(name: str, target: str, values: dict[str, Any]) -> Iterator[str]:
@@ -91,15 +107,15 @@ def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:
         target: the stage to run up to.
         values: of params.yaml, `section.key` to value.
     """
+    check_handed(values)
     # DVC's own --force would run every stage again, whether anything changed or not.
     if name in dvc("exp", "list", "--name-only").split():
         dvc("exp", "remove", name)
     end_when_told()  # or an experiment, in a session of its own, would train on
     words = ["--temp", "--name", name]
-    chosen = {key: [value] for key, value in values.items()}
-    words += [word for path in untracked_data(chosen) for word in ("--copy-paths", path)]
+    copies = untracked_data(data_of([with_values(values)]))
+    words += [word for path in copies for word in ("--copy-paths", path)]
     for key, value in values.items():
-        check_override(key, value)
         words += ["-S", f"{key}={as_override(value)}"]
     return subprocess.Popen(
         [sys.executable, "-m", "dvc", "exp", "run", *words, target],

@@ -256,9 +256,6 @@ def main() -> None:
         "rows": [asdict(row) for row in rows],
     }
     (building / "table.json").write_text(json.dumps(described, indent=2) + "\n")
-    if FOLDER.exists():
-        shutil.rmtree(FOLDER)
-    building.rename(FOLDER)
     print(text, end="")
     wrong = [
         row.file
@@ -268,9 +265,12 @@ def main() -> None:
     ]
     if wrong:
         raise UserError(
-            f"{', '.join(wrong)}: differs from the Keras model by more than {LARGEST_DIFFERENCE}; "
-            "do not ship it, and report the network's name"
+            f"{', '.join(wrong)} in {building}: differs from the Keras model by more than "
+            f"{LARGEST_DIFFERENCE}; do not ship it, and report the network's name"
         )
+    if FOLDER.exists():
+        shutil.rmtree(FOLDER)
+    building.rename(FOLDER)
 
 
 if __name__ == "__main__":

@@ -207,10 +207,10 @@ def main() -> None:
     options = parser.parse_args()
     gate = read_gate()
     commit = revisions.resolve(options.against)
-    if changed := revisions.changed_params():
+    if stale := revisions.stale():
         raise UserError(
-            f"metrics/ is of a run with other {', '.join(changed)} than {params.PARAMS_FILE} has "
-            "now; run `make repro`, which measures what there is"
+            f"metrics/ is of another run than {params.PARAMS_FILE} asks for ({'; '.join(stale)}); "
+            "run `make repro`, which measures what there is"
         )
     check_test_images(commit, gate.test_images)
     verdicts = judge(

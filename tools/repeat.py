@@ -23,7 +23,7 @@ from ruamel.yaml import YAMLError
 from stages.common import params, paths
 from stages.common.run import UserError, run
 from tools import check_params, experiment, revisions, sweep
-from tools.search import with_values
+from tools.check_params import with_values
 
 FIXED_COLUMNS = ("model", "change", "seed")
 METRICS = (
@@ -48,7 +48,7 @@ def name_of(target: str, values: dict[str, Any]) -> str:
         params.PARAMS_FILE.read_bytes(),
         target.encode(),
         json.dumps(values, default=str).encode(),
-        sweep.data_state({key: [value] for key, value in values.items()}).encode(),
+        sweep.data_state([with_values(values)]).encode(),
     ]
     return f"repeat-{hashlib.sha256(b''.join(parts)).hexdigest()[:10]}"
 
@@ -233,13 +233,11 @@ def main() -> None:
         raise UserError("-S: received seed, which --seeds sets; leave it out")
     check_params.check(with_values({**values, "seed": 0}), "params.yaml with -S")
     check_names(options.model, options.metrics, options.csv)
-    for key, value in values.items():
-        experiment.check_override(key, value)
+    experiment.check_handed(values)
     rows = []
-    tried = {key: [value] for key, value in values.items()}
-    begun = experiment.state(tried)
+    begun = experiment.state([values])
     for seed in range(options.seeds):
-        experiment.check_unchanged(begun, tried)
+        experiment.check_unchanged(begun, [values])
         print(f"seed {seed}, {seed + 1} of {options.seeds}", flush=True)
         name = run_once(f"evaluate@{options.model}", {**values, "seed": seed})
         metrics = read_metrics(name, options.model)

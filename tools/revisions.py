@@ -106,23 +106,32 @@ def same_test_images(revision: str) -> bool:
     return tables[0] == tables[1] or pictures[0] == pictures[1] is not None
 
 
-def changed_params() -> list[str]:
-    """What params.yaml has otherwise than the run that the work tree's dvc.lock is of, by section.
+def stale() -> list[str]:
+    """What makes the metrics in the work tree those of another run than params.yaml asks for.
 
-    Its metrics then are of params that nobody sees.
+    By dvc.lock: stages that ran with other params than there are now, and stages that read other
+    files than the ones before them wrote last. Of code and data `dvc status` knows more, and takes
+    longer; the page, which shows metrics and makes none, does not count.
     """
-    known: dict[str, Any] = {}
-    for stage in _read_lock(None).values():
-        known |= stage.get("params", {}).get(str(params.PARAMS_FILE), {})
-    present = read_params(None) if known else {}
-    found: dict[str, None] = {}  # a set that keeps its order
-    for name, ran in known.items():
-        value = present
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value != ran:
-            found[name.partition(".")[0]] = None
-    return list(found)
+    lock = {name: stage for name, stage in _read_lock(None).items() if name != "report"}
+    outs = (out for stage in lock.values() for out in stage.get("outs", []))
+    written = {out["path"]: out.get("md5") for out in outs}
+    found = []
+    for name, stage in lock.items():
+        ran = stage.get("params", {}).get(str(params.PARAMS_FILE), {})
+        found += [f"{name} ran with another {key}" for key in ran if _param(key) != ran[key]]
+        for dep in stage.get("deps", []):
+            if written.get(dep["path"], dep.get("md5")) != dep.get("md5"):
+                found.append(f"{name} read another {dep['path']}")
+    return found
+
+
+def _param(name: str) -> Any:
+    """What params.yaml has under a name of keys joined by points; None where it lacks it."""
+    value = read_params(None)
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _read_lock(revision: str | None) -> dict:

@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from stages.common import params, paths
 from stages.common.run import UserError, run
 from tools import check_params, compare, experiment, revisions, sweep
+from tools.check_params import with_values
 from tools.preset import PRESETS
 
 MEMORY = Path(".search")
@@ -119,37 +120,8 @@ def read_space(path: Path) -> Space:
         for value in values:
             source = f"{path}: params.yaml with {name}={value}"
             check_params.check(with_values({name: value}), source)
-            experiment.check_override(name, value)
+            experiment.check_handed({name: value})
     return space
-
-
-def with_values(values: dict[str, Any]) -> dict[str, Any]:
-    """The content of params.yaml with other values.
-
-    Args:
-        values: `section.key` to value.
-
-    Raises:
-        UserError: params.yaml has no such key.
-    """
-    content = params.read()
-    for name, value in values.items():
-        *parents, last = name.split(".")
-        place = content
-        for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
-            sections = [section for section in content if isinstance(content[section], dict)]
-            known = [key for section in sections for key in _names(content[section], section)]
-            raise UserError(f"{name}: params.yaml has no such key{params.nearest(name, known)}")
-        place[last] = value
-    return content
-
-
-def _names(values: dict[str, Any], prefix: str):
-    for key, value in values.items():
-        name = f"{prefix}.{key}"
-        yield from _names(value, name) if isinstance(value, dict) else [name]
 
 
 def suggest(trial, space: Space) -> dict[str, Any]:
@@ -322,11 +294,14 @@ def finished_trials(study) -> int:
     return len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
-def chosen_from(space: Space) -> dict[str, list]:
-    """The values of params that a list gives, by name."""
-    return {
-        name: choices for name, choices in space.params.items() if not isinstance(choices, Range)
-    }
+def listed_changes(space: Space) -> list[dict[str, Any]]:
+    """No change, and each value that a list gives: what data and weights the trials may have."""
+    return [{}] + [
+        {name: choice}
+        for name, choices in space.params.items()
+        if not isinstance(choices, Range)
+        for choice in choices
+    ]
 
 
 def described(space: Space) -> str:
@@ -346,7 +321,7 @@ def described(space: Space) -> str:
     for path in sorted(Path("stages").rglob("*.py")):
         code.update(path.as_posix().encode() + path.read_bytes())
     values = {key: repr(choices) for key, choices in space.params.items()}
-    data = sweep.data_state(chosen_from(space))
+    data = sweep.data_state(map(with_values, listed_changes(space)))
     known_by = [space.stage, values, others, data, code.hexdigest()]
     return json.dumps(known_by, sort_keys=True, default=str)
 
@@ -401,14 +376,14 @@ def main() -> None:
         raise UserError("Optuna is not installed; `make extra NAME=search` installs it") from None
     epochs = params.read()[space.stage]["epochs"]
     lock = hold(name)  # to the end of this process
-    begun = experiment.state(chosen_from(space))
+    begun = experiment.state(listed_changes(space))
     study = open_study(name, params.load_seed(), epochs, described(space))
     if not study.trials and (present := present_values(space)):
         study.enqueue_trial(present)  # what there is now is what the others are compared with
     trials = options.trials or space.trials
     failures = 0
     while (done := finished_trials(study)) < trials:
-        experiment.check_unchanged(begun, chosen_from(space))
+        experiment.check_unchanged(begun, listed_changes(space))
         trial = study.ask()
         values = suggest(trial, space)
         print(f"trial {done + 1} of {trials}: {values}", flush=True)

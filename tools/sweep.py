@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -176,10 +177,15 @@ def untracked_data(values: Mapping[str, Sequence[str]]) -> list[str]:
     Raises:
         UserError: a path leads out of the repository, or there is too much to copy.
     """
-    names, paths = _data(values)
+    content = params.read()
+    names = values.get("dataset.name", [content["dataset"].get("name")])
+    paths = {
+        f"{section}.{key}": values.get(f"{section}.{key}", [content[section][key]])
+        for section, key in DATA_PATHS
+    }
     found: dict[str, None] = {}  # a set that keeps its order
     for key, given in paths.items():
-        for path in given:
+        for path in map(Path, given):
             found |= dict.fromkeys(_untracked(key, path))
             if key == "dataset.path" and "image_table" in names:
                 found |= dict.fromkeys(_beside(path))
@@ -189,44 +195,40 @@ def untracked_data(values: Mapping[str, Sequence[str]]) -> list[str]:
     ]
     if len(copies) > MOST_COPIES:
         raise UserError(
-            f"{', '.join(map(str, itertools.chain(*paths.values())))}: expected at most "
+            f"{', '.join(itertools.chain(*paths.values()))}: expected at most "
             f"{MOST_COPIES} files and folders that Git does not hold, each of which an experiment "
             f"has to copy, received {len(copies)}; put the files into folders"
         )
     return copies
 
 
-def _data(values: Mapping[str, Sequence[str]]) -> tuple[list[str], dict[str, list[Path]]]:
-    """The kinds of data set, and the paths of each key of DATA_PATHS."""
-    content = params.read()
-    paths = {
-        f"{section}.{key}": list(map(Path, values.get(f"{section}.{key}", [content[section][key]])))
-        for section, key in DATA_PATHS
-    }
-    return list(values.get("dataset.name", [content["dataset"].get("name")])), paths
-
-
-def data_state(values: Mapping[str, Sequence[str]]) -> str:
+def data_state(contents: Iterable[Mapping[str, Any]]) -> str:
     """A hash that is another one where the data or weights of experiments are others.
 
-    Of files that Git holds by their bytes; of others, also outside of the repository and of those
-    that a table names, by name, size and time of change. What lies behind URLs is not asked.
+    Of files that Git holds by their bytes, since DVC itself writes those anew at the start of an
+    experiment; of others, also outside of the repository and of those that a table names, by name,
+    size and time of change. What lies behind URLs is not asked.
 
     Args:
-        values: `section.key` to its values, where they are others than that of params.yaml.
+        contents: of params.yaml, of each experiment.
 
     Raises:
         UserError: a table can't be read.
     """
-    names, by_key = _data(values)
-    # A path that has several meanings is that of a table in one experiment, and not in another.
-    tables = by_key["dataset.path"] if set(names) == {"image_table"} else []
-    paths = list(itertools.chain(*by_key.values()))
-    named = [file for table in tables for file in _files_of_rows(table, values)]
-    in_git = set(tracked_files([*paths, *(table.parent for table in tables)]))
-    states = state_of(map(str, [*paths, *named]))
-    held = [name for name, _, _ in states if name in in_git]
-    others = [entry for entry in states if entry[0] not in in_git]
+    contents = list(contents)
+    given = itertools.chain(
+        *(values for key, values in data_of(contents).items() if key != "dataset.name")
+    )
+    tables = {
+        (content["dataset"]["path"], content["dataset"]["image_table"]["path_column"]): None
+        for content in contents
+        if content["dataset"].get("name") == "image_table"
+    }
+    named = (_state(file) for table in tables for file in _files_of_rows(*table))
+    states = sorted({*state_of(given), *filter(None, named)})
+    in_git = {os.path.realpath(name) for name in tracked_files([Path()])}
+    held = [name for name, _, _ in states if os.path.realpath(name) in in_git]
+    others = [entry for entry in states if entry[0] not in set(held)]
     return hashlib.sha256(f"{bytes_of(held)} {others}".encode()).hexdigest()
 
 
@@ -245,17 +247,15 @@ def bytes_of(names: Iterable[str]) -> str:
     return found.hexdigest()
 
 
-def _files_of_rows(path: Path, values: Mapping[str, Sequence[str]]) -> Iterator[Path]:
-    """The local files that the rows of a table name."""
+def _files_of_rows(path: str, column: str) -> Iterator[Path]:
+    """The local files that the rows of a table name; none where it has no such column."""
     from stages.common.datasets.image_table import Table
     from stages.common.datasets.remote import is_url
 
-    table = Table(path)
-    present = params.read()["dataset"]["image_table"]["path_column"]
-    for column in values.get("dataset.image_table.path_column", [present]):
-        if column in table.column_names:  # else fetch says so
-            given = (row[column].strip() for row in table.rows())
-            yield from (table.path.parent / name for name in given if name and not is_url(name))
+    table = Table(Path(path))
+    if column in table.column_names:  # else fetch says so
+        names = (row[column].strip() for row in table.rows())
+        yield from (table.path.parent / name for name in names if name and not is_url(name))
 
 
 def _untracked(key: str, path: Path) -> list[str]:
@@ -315,8 +315,17 @@ def state_of(paths: Iterable[str]) -> list[tuple[str, int, int]]:
         )
         if file.is_file() and not file.name.startswith(".")
     }
-    stats = [(file.as_posix(), file.stat()) for file in sorted(files)]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return list(filter(None, map(_state, sorted(files))))
+
+
+def _state(file: Path) -> tuple[str, int, int] | None:
+    """Name, bytes and time of change of a file; None where there is none of that name."""
+    try:
+        found = file.stat()
+    except (OSError, ValueError):  # a name too long, a null character, no permission
+        return None
+    is_file = stat.S_ISREG(found.st_mode)
+    return (file.as_posix(), found.st_size, found.st_mtime_ns) if is_file else None
 
 
 def start(worker_devices: list[str | None]) -> None:

@@ -85,7 +85,8 @@ def survey(
         folder: _split_and_class(f"{folder}/".removeprefix(top).rstrip("/"), has_splits)
         for folder in images_in
     }
-    split_names = tuple(check_splits(wanted, sorted({split for split, _ in places.values()})))
+    available = sorted({split for split, _ in places.values()})
+    split_names = tuple(check_splits(wanted, available) if available else ())
     for folder, (split, class_name) in places.items():
         if split in split_names and not class_name:
             raise UserError(
