@@ -20,6 +20,13 @@ define check_python
 	{ echo "error: Python 3.11 to 3.13 is needed, $$($(PYTHON) --version) was found;" \
 	"name another by 'make PYTHON=python3.12 …'" >&2; exit 1; }
 endef
+# An environment that was cut off while it was filled is begun anew, since uv takes what is there for
+# whole; and so is one of another Python.
+define environment
+$(PYTHON) -m venv $(if $(wildcard $(1)/installing),--clear) $$($(call same_python,$(1)) || echo --clear) $(1)
+touch $(1)/installing
+endef
+same_python = test "$$($(1)/bin/python -V 2>&1)" = "$$($(PYTHON) -V 2>&1)"
 # uv by itself compiles nothing, and where PYTHONDONTWRITEBYTECODE is set, as in many containers, every
 # stage would compile TensorFlow anew.
 define install
@@ -27,7 +34,12 @@ $(1)/bin/$(PIP) $(if $(filter uv,$(INSTALLER)),$(UV),-r $(2))
 $(if $(filter uv,$(INSTALLER)),$(1)/bin/uv pip install --quiet --compile-bytecode --python $(1)/bin/python -r $(2))
 endef
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
-	--no-emit-index-url --no-emit-find-links
+	--no-emit-index-url --no-emit-find-links \
+	$(if $(UPGRADE),$(if $(filter 1,$(UPGRADE)),--upgrade,--upgrade-package $(UPGRADE)))
+# uv's own place is in the home folder, which a container may not let us write to.
+ifeq ($(shell test -w "$$HOME" && echo yes),)
+export UV_CACHE_DIR ?= $(CURDIR)/.uv-cache
+endif
 # A file's tests stay together, since they share what was costly to make; in the order of names, since
 # by default files of few tests, which are the longest, come last.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -42,11 +54,15 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' Makefile
 
 setup: $(INSTALLED) ## make .venv with the pinned requirements (GPU=1: with CUDA libraries)
+	@test "$(origin PYTHON)" = file || $(call same_python,$(VENV)) || \
+		{ echo "error: $(VENV) has $$($(BIN)/python -V), and PYTHON=$(PYTHON) is $$($(PYTHON) -V);" \
+		"'make clean' removes it" >&2; exit 1; }
 
 $(INSTALLED): $(REQUIREMENTS)
 	$(check_python)
-	$(PYTHON) -m venv $(VENV)
+	$(call environment,$(VENV))
 	$(call install,$(VENV),$(REQUIREMENTS))
+	rm $(VENV)/installing
 	touch $@
 
 extra: setup ## install optional packages: make extra NAME=export (keras-hub, profile, s3, search)
@@ -55,18 +71,22 @@ extra: setup ## install optional packages: make extra NAME=export (keras-hub, pr
 	$(MAKE) $(VENV)/extra-$(NAME)
 
 $(VENV)/extra-%: requirements-%.txt $(INSTALLED)
+	@# Cut off, it leaves no `installed`, and keeps its time otherwise.
+	mv $(INSTALLED) $(VENV)/installing
 	$(call install,$(VENV),$<)
+	mv $(VENV)/installing $(INSTALLED)
 	touch $@
 
 $(DEMO)/installed $(BEAM)/installed: $(VENV)-%/installed: requirements-%.txt
 	$(check_python)
-	$(PYTHON) -m venv $(@D)
+	$(call environment,$(@D))
 	$(call install,$(@D),$<)
+	rm $(@D)/installing
 	touch $@
 
 repro: setup ## run the pipeline, then show the test metrics (GPU=1: on a GPU)
 	$(BIN)/python -m tools.check_params
-	$(BIN)/dvc repro
+	$(BIN)/python -m dvc repro
 	$(BIN)/python -m tools.summary
 
 data: setup ## fetch and split only, then say what is in the data and what to do about it
@@ -76,7 +96,7 @@ data: setup ## fetch and split only, then say what is in the data and what to do
 fetch-on-beam: setup $(BEAM)/installed ## run fetch by the runner of Apache Beam that params.yaml names
 	$(BIN)/python -m tools.check_params
 	@# DVC is that of .venv; the stage's `python` is the first one, which has Beam.
-	PATH="$(CURDIR)/$(BEAM)/bin:$$PATH" $(BIN)/dvc repro --single-item fetch
+	PATH="$(CURDIR)/$(BEAM)/bin:$$PATH" $(CURDIR)/$(BIN)/python -m dvc repro --single-item fetch
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -104,7 +124,7 @@ backbones: setup ## list the networks there are: make backbones NAME=resnet
 preset: setup ## write presets/NAME.yaml into params.yaml: make preset NAME=cifar10
 	$(BIN)/python -m tools.preset $(NAME)
 
-lock: ## resolve requirements*.in anew
+lock: ## resolve requirements*.in, versions kept (UPGRADE=1: to the newest, UPGRADE=NAME: of one)
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/$(PIP) $(UV)
 	$(COMPILE) requirements.in -o requirements.txt
@@ -117,4 +137,4 @@ lock: ## resolve requirements*.in anew
 		-o requirements-$(extra).txt &&) true
 
 clean: ## remove .venv and its kin; data, models and the cache stay
-	rm -rf $(VENV) $(VENV)-lock $(DEMO) $(BEAM)
+	rm -rf $(VENV) $(VENV)-lock $(DEMO) $(BEAM) .uv-cache

@@ -13,6 +13,17 @@ from PIL import Image
 from stages.common import backbones, heads, models
 from tests import ROOT
 
+# Tests make repositories of their own: Git must look for none that called it, as a hook's does, nor
+# at what its user has set up, such as signed commits.
+for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_CONFIG_PARAMETERS"):
+    os.environ.pop(name, None)
+os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+os.environ |= {
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "safe.directory",  # of a clone that another user made
+    "GIT_CONFIG_VALUE_0": "*",
+}
+
 
 @pytest.fixture
 def draw_images() -> Callable[..., list[Path]]:

@@ -237,8 +237,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         if self._source.linked_folders:
             self.notes.append(
                 f"{self._source.path / min(self._source.linked_folders)} is a link to a folder, in "
-                "which DVC notices no change; after a change there `dvc repro --force fetch`, or "
-                f"make {self._source.path} itself the link"
+                "which DVC notices no change; after a change there `dvc repro --force fetch`"
             )
         if self._source.links:
             self.notes.append(
