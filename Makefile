@@ -48,6 +48,7 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # extras are installed into one environment
 .PHONY: help setup extra repro data fetch-on-beam demo test test-all benchmark lint format backbones preset lock clean
 
 help: ## list the targets
