@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from stages.common import params
+from stages.common.report.evidence import SOURCES
 from stages.common.run import UserError, end_when_told
 from tools.check_params import with_values
 from tools.sweep import bytes_of, data_of, data_state, dvc, tracked_files, untracked_data
 
 LAST_LINES = 20  # of what a failed experiment said
-# What decides its results, beside the data.
-SOURCES = tuple(map(Path, ("params.yaml", "dvc.yaml", "stages", "requirements.txt")))
 
 
 def state(changes: Iterable[dict[str, Any]]) -> str:

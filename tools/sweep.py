@@ -226,16 +226,19 @@ def data_state(contents: Iterable[Mapping[str, Any]]) -> str:
     }
     named = (_state(file) for table in tables for file in _files_of_rows(*table))
     states = sorted({*state_of(given), *filter(None, named)})
-    in_git = {os.path.realpath(name) for name in tracked_files([Path()])}
-    held = [name for name, _, _ in states if os.path.realpath(name) in in_git]
-    others = [entry for entry in states if entry[0] not in set(held)]
+    in_git = {os.path.realpath(name) for name in tracked_files(["."])}
+    held, others = [], []
+    for entry in states:
+        if os.path.realpath(entry[0]) in in_git:
+            held.append(entry[0])
+        else:
+            others.append(entry)
     return hashlib.sha256(f"{bytes_of(held)} {others}".encode()).hexdigest()
 
 
-def tracked_files(paths: Iterable[Path]) -> list[str]:
-    """The files that Git holds of some paths, sorted."""
-    found = (_ls_files("--", str(path)) or [] for path in paths)
-    return sorted({name for names in found for name in names})
+def tracked_files(paths: Sequence[str]) -> list[str]:
+    """The files that Git holds of some paths, sorted; none where there is no repository."""
+    return sorted(_ls_files("--", *paths) or [])
 
 
 def bytes_of(names: Iterable[str]) -> str:
