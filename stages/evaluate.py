@@ -166,7 +166,7 @@ def main() -> None:
         probabilities=table.probabilities,
         temperature=to_take_back,
         ids=ids,
-        names=[row.columns.get("name") or row.id for row in rows],
+        names=[row.name for row in rows],
         class_names=index.class_names,
         batch_size=parameters.batch_size,
     )

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from stages.common import params, paths
+from stages.common import files, params, paths
 from stages.common.report import evidence, pictures, views
 from stages.common.run import UserError, run
 
@@ -86,8 +86,8 @@ def main() -> None:
         views.page(found, stated),
         {name: model.gallery for name, model in found.models.items()},
     )
-    paths.REPORT.parent.mkdir(parents=True, exist_ok=True)
-    paths.REPORT.write_bytes(page)
+    with files.replacing(paths.REPORT) as new:
+        new.write_bytes(page)
     print(f"{paths.REPORT}: {len(page) / 1e6:.1f} MB; open it in a browser")
 
 

@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -252,21 +251,7 @@ def test_all_ways_to_a_head_and_to_features_run(monkeypatch):
 
 
 def test_memory_is_measured_of_every_stage():
-    stages = memory.modules(params.read(ROOT / "dvc.yaml"))
-    outputs = {" ".join(words): paths for words, paths in stages}
-    assert Path("metrics/head.json") in outputs["stages.evaluate head"]
-    assert Path("metrics/fine_tuned.json") in outputs["stages.evaluate fine_tuned"]
+    measured = [" ".join(words) for words in memory.modules(params.read(ROOT / "dvc.yaml"))]
+    assert {"stages.evaluate head", "stages.evaluate fine_tuned"} < set(measured)
     scripts = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
-    assert {words.split()[0].removeprefix("stages.") for words in outputs} == scripts
-
-
-def test_outputs_are_removed_before_they_are_written(tmp_path):
-    """Written over, a link into DVC's cache would take the cache's file along."""
-    cached, output = tmp_path / "cached", tmp_path / "model.keras"
-    cached.write_text("of the last run")
-    output.hardlink_to(cached)
-    memory.remove(output)
-    memory.remove(output)
-    (tmp_path / "folder").mkdir()
-    memory.remove(tmp_path / "folder")
-    assert [path.name for path in tmp_path.iterdir()] == ["cached"]
+    assert {words.split()[0].removeprefix("stages.") for words in measured} == scripts

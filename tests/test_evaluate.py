@@ -1,6 +1,7 @@
 """`evaluate` as a whole, its slices, and every number of its JSON computed again from its CSV."""
 
 import csv
+import dataclasses
 import itertools
 import json
 
@@ -277,12 +278,18 @@ def test_what_is_wrong_in_params_is_told_before_anything_is_predicted(project, m
     ("column", "message"),
     [
         ("scor", "received 'scor'; did you mean 'score'"),
-        ("camera", "numbers of 0 or more, not all 0, received '[ab]' for toy__[0-9]+ in 'camera'"),
+        ("camera", "number of 0 or more in the column 'camera' .*, received '[ab]' for [0-9]+.png"),
     ],
 )
 def test_a_column_that_holds_no_weights_is_refused(project, column, message):
     with pytest.raises(UserError, match=f"evaluate.weight_column: expected .*{message}"):
         evaluation.image_weights(evaluation.test_rows(), column)
+
+
+def test_weights_that_leave_no_image_are_refused(project):
+    rows = [dataclasses.replace(one, columns={"score": "0"}) for one in evaluation.test_rows()]
+    with pytest.raises(UserError, match=r"weight_column: every test image has weight 0 .* 'score'"):
+        evaluation.image_weights(rows, "score")
 
 
 def test_a_table_of_splits_of_other_images_is_refused(project):

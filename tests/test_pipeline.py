@@ -174,6 +174,27 @@ def test_a_change_that_is_reverted_comes_back_from_the_cache(project):
     assert project.results() == before
 
 
+@pytest.mark.slow
+def test_stages_that_are_run_by_hand_leave_the_cache_as_it_is(project, tmp_path):
+    """What is in the workspace are links into it where the file system has no better."""
+    copy = ToyProject.copy(project, tmp_path / "copy")
+    copy.run("dvc", "checkout", "--relink")
+    cached = [path for path in (copy.folder / ".dvc/cache/files").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in cached}
+    assert copy.folder.joinpath("models/head.keras").read_bytes() in before.values()
+    copy.set_params(
+        {
+            "split": {"train": 0.4, "valid": 0.35},
+            "train_head": {"epochs": 2},
+            "fine_tune": {"epochs": 1},
+        }
+    )
+    copy.run("tools.memory")
+    after = copy.results()
+    assert not [name for name, found in project.results().items() if after[name] == found]
+    assert {path: path.read_bytes() for path in cached} == before
+
+
 def test_train_head_params_run_no_forward_pass_over_the_training_images(project):
     project.set_params({"train_head": {"dropout": 0.3}})
     assert project.repro("--dry", "evaluate@head")[0] == "train_head"

@@ -194,8 +194,8 @@ def test_an_unknown_column_is_answered_with_those_that_there_are():
     with pytest.raises(UserError) as caught:
         load(sample_weight_column="qualty")
     assert str(caught.value) == (
-        "params.yaml, train_head.sample_weight_column: expected a column of data/splits.csv, which "
-        "has quality, received 'qualty'; did you mean 'quality'?"
+        "params.yaml, train_head.sample_weight_column: expected null or a column of "
+        "data/splits.csv, which has quality, received 'qualty'; did you mean 'quality'?"
     )
 
 
@@ -207,7 +207,7 @@ def test_bad_weights_are_counted_and_the_first_are_named(tmp_path, monkeypatch):
         load(class_counts=[9, 0, 0], sample_weight_column="quality")
     assert str(caught.value) == (
         "params.yaml, train_head.sample_weight_column: expected a number of 0 or more in the "
-        "column 'quality' for every training image, received '' for id 1, 'heavy' for id 2, "
+        "column 'quality' for every image, received '' for id 1, 'heavy' for id 2, "
         "'-0.1' for id 3, 'nan' for id 4, 'inf' for id 5 and 2 more; mend the data set's table"
     )
 

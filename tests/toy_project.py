@@ -70,6 +70,14 @@ class ToyProject:
         made.folder = folder
         return made
 
+    @classmethod
+    def copy(cls, source: "ToyProject", folder: Path) -> "ToyProject":
+        """All that is there, the cache too."""
+        shutil.copytree(source.folder, folder, symlinks=True)
+        made = cls.__new__(cls)
+        made.folder = folder
+        return made
+
     def commit(self, message: str) -> None:
         """Commits all that Git is to keep."""
         identity = ("-c", "user.name=t", "-c", "user.email=t@t")

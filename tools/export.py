@@ -53,9 +53,8 @@ def fixed_size(model):
     side, channels = model.get_layer("resize").height, model.input_shape[-1]
     images = keras.Input((side, side, channels), name="images", dtype="float32")
     features = model.get_layer("backbone")(images, training=False)
-    for layer in model.layers:
-        if layer.name == "pool":
-            features = layer(features)
+    for layer in models.pool_of(model):
+        features = layer(features)
     logits = model.get_layer("head")(features, training=False)
     cooled = model.get_layer("temperature")(logits)
     return keras.Model(images, model.get_layer("probabilities")(cooled), name="classifier")

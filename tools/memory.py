@@ -1,15 +1,13 @@
 """Runs every stage in this folder, without DVC, and prints the peak resident memory of each.
 
-Run it in a copy of the project: it writes over the outputs. `python -m tools.memory`.
+Run it in a copy of the project: it replaces the outputs. `python -m tools.memory`.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from stages.common import params
@@ -20,25 +18,15 @@ from tools.profile import PIPELINE
 UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-def modules(pipeline: dict[str, Any]) -> Iterator[tuple[list[str], list[Path]]]:
-    """The module of every stage with its arguments, ["stages.evaluate", "head"], and its outputs.
+def modules(pipeline: dict[str, Any]) -> Iterator[list[str]]:
+    """The module of every stage with its arguments: ["stages.evaluate", "head"].
 
     Args:
         pipeline: the content of dvc.yaml, whose stages follow each other as they must run.
     """
     for stage in pipeline["stages"].values():
         for model in stage.get("matrix", {}).get("model", [""]):
-            outs = (next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"])
-            words, *paths = (text.replace("${item.model}", model) for text in (stage["cmd"], *outs))
-            yield words.split()[2:], list(map(Path, paths))
-
-
-def remove(path: Path) -> None:
-    """Removes a file or folder, as DVC does before a stage: it may be a link into DVC's cache."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+            yield stage["cmd"].replace("${item.model}", model).split()[2:]
 
 
 def peak_bytes(command: list[str], quiet: bool = False) -> int:
@@ -67,9 +55,7 @@ def peak_bytes(command: list[str], quiet: bool = False) -> int:
 
 def main() -> None:
     """Runs the stages in the order of dvc.yaml."""
-    for module, outputs in modules(params.read(PIPELINE)):
-        for path in outputs:
-            remove(path)
+    for module in modules(params.read(PIPELINE)):
         peak = peak_bytes([sys.executable, "-m", *module])
         name = "@".join(module).removeprefix("stages.")
         print(f"{name:<20} {peak / 2**20:>8.0f} MiB", flush=True)

@@ -1,12 +1,11 @@
 """Writes a preset's overrides into params.yaml, keeping its comments: make preset NAME=cifar10."""
 
-import os
 import sys
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from stages.common import params
+from stages.common import files, params
 from stages.common.run import UserError, run
 from tools.check_params import check
 
@@ -76,11 +75,8 @@ def main() -> None:
     changes = yaml.load(source.read_text(encoding="utf-8"))
     changed = override(content, changes, str(source))
     check(content, f"params.yaml with {source}")
-    # Beside it first: what is there may hold edits that nobody has committed.
-    written = params.PARAMS_FILE.with_name(f"{params.PARAMS_FILE.name}.new")
-    with written.open("w", encoding="utf-8") as file:
+    with files.replacing(params.PARAMS_FILE) as new, new.open("w", encoding="utf-8") as file:
         yaml.dump(content, file)
-    os.replace(written, params.PARAMS_FILE)
     print("\n".join(changed) or f"params.yaml has all values of {source} already")
 
 

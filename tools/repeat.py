@@ -10,7 +10,6 @@ import contextlib
 import csv
 import hashlib
 import json
-import os
 import statistics
 import subprocess
 from collections.abc import Collection, Iterable
@@ -20,7 +19,7 @@ from typing import Any
 import dvc.api
 from ruamel.yaml import YAMLError
 
-from stages.common import params, paths
+from stages.common import files, params, paths
 from stages.common.run import UserError, run
 from tools import check_params, experiment, revisions, sweep
 from tools.check_params import with_values
@@ -187,13 +186,10 @@ def keep(
             rows_there = csv.DictReader(file)
             kept = [row for row in rows_there if (row["model"], row["change"]) != (model, change)]
     new = [{"model": model, "change": change, "seed": seed, **row} for seed, row in enumerate(rows)]
-    # Beside it first: what is there already may have taken days.
-    written = path.with_name(f"{path.name}.new")
-    with written.open("w", newline="", encoding="utf-8") as file:
+    with files.replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows([*kept, *new])
-    os.replace(written, path)
 
 
 def parse() -> argparse.Namespace:

@@ -100,10 +100,7 @@ def _from_keras(constructor: str, scaling: Callable | None, inputs, weights, wit
         return keras.Model(inputs, network.output, name="backbone")
     except Exception as error:
         if "must be at least" in str(error) or "zero or negative" in str(error):
-            raise UserError(
-                f"params.yaml, backbone.image_size: too small for {constructor}, received "
-                f"{inputs.shape[1]}; null, the network's own size, always fits ({error})"
-            ) from None
+            raise _too_small(constructor, inputs, error) from None
         # get_file raises a bare Exception for a host that can't be reached.
         if weights is None or "URL fetch failure" not in str(error):
             raise
@@ -124,10 +121,14 @@ def _classic(definition: Callable, scaling: Callable, inputs, weights, with_top)
     try:
         return keras.Model(inputs, definition(scaling(inputs)), name="backbone")
     except ValueError as error:
-        raise UserError(
-            f"params.yaml, backbone.image_size: too small for {definition.__name__}, received "
-            f"{inputs.shape[1]}; null, the network's own size, always fits ({error})"
-        ) from None
+        raise _too_small(definition.__name__, inputs, error) from None
+
+
+def _too_small(network: str, inputs, error: Exception) -> UserError:
+    return UserError(
+        f"params.yaml, backbone.image_size: too small for {network}, received "
+        f"{inputs.shape[1]}; null, the network's own size, always fits ({error})"
+    )
 
 
 def _tiny(inputs, weights, with_top):
@@ -136,7 +137,7 @@ def _tiny(inputs, weights, with_top):
     from keras import layers
 
     del weights, with_top  # there are none
-    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="input_scaling")(inputs)
+    x = scale_to_one(inputs)
     for number, channels in enumerate((8, 16)):
         x = layers.Conv2D(
             channels, 3, 2, padding="same", use_bias=False, name=f"block{number}_conv"

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from stages.common import models, params, paths
+from stages.common import files, models, params, paths
 from stages.common.run import UserError
 
 STEM, TOP = "stem", "top"
@@ -154,7 +154,8 @@ def resolve(backbone, chosen: str | Sequence[str] | None) -> list[str]:
 
 def write_layers(names: Sequence[str]) -> None:
     """Says which layers the cached features are from; none: the backbone's output."""
-    LAYERS_FILE.write_text(json.dumps(list(names)) + "\n", encoding="utf-8")
+    with files.replacing(LAYERS_FILE) as new:
+        new.write_text(json.dumps(list(names)) + "\n", encoding="utf-8")
 
 
 def read_layers() -> list[str]:

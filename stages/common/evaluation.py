@@ -100,34 +100,18 @@ def image_weights(rows: Sequence[splits.SplitRow], column: str | None) -> np.nda
     """How much each image counts by a column, (images,) float64; None without a column.
 
     Raises:
-        UserError: the column is not there, or holds something else than numbers of 0 or more of
-            which one at least is larger.
+        UserError: see splits.with_weights; or all weights are 0.
     """
     if column is None:
         return None
     where = "params.yaml, evaluate.weight_column"
-    if column not in rows[0].columns:
+    weights = np.array([weight for _, weight in splits.with_weights(rows, column, where)])
+    if not weights.any():
         raise UserError(
-            f"{where}: expected null or a column of {splits.SPLITS_FILE}, which has "
-            f"{', '.join(rows[0].columns) or 'none'}, received {column!r}"
-            f"{params.nearest(column, list(rows[0].columns))}"
-        )
-    weights = np.array([_number(row.columns[column]) for row in rows])
-    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(wrong) or not weights.any():
-        example = rows[wrong[0]] if len(wrong) else rows[0]
-        raise UserError(
-            f"{where}: expected a column of numbers of 0 or more, not all 0, received "
-            f"{example.columns[column]!r} for {example.id} in {column!r}"
+            f"{where}: every test image has weight 0 in the column {column!r}; give some of them "
+            "more, or set it to null"
         )
     return weights
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
 
 
 def members_by_value(values: Sequence[str]) -> dict[str, list[int]]:

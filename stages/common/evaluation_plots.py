@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common import explain, gallery, metrics, plots, shards, tables
+from stages.common import explain, files, gallery, metrics, plots, shards, tables
 from stages.common.predictions import Predictions
 from stages.common.run import progress
 
@@ -99,6 +99,7 @@ def write_all(
         class_names: one for each column of `probabilities`.
         batch_size: images in one pass through the model.
     """
+    files.empty(folder)
     results = Results(ids, labels, probabilities, class_names)
     write_tables(folder, results, temperature)
     choices = gallery.choose(ids, labels, probabilities)
@@ -223,12 +224,12 @@ def precision_recall_rows(results: Results) -> Iterator[tuple[str, str, str]]:
             yield name, f"{recall[index]:.6g}", f"{precision[index]:.6g}"
 
 
-def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_CURVE_POINTS) -> np.ndarray:
-    """Indices of at most `most` points of a curve, both ends among them, at even steps along it."""
-    if len(x) <= most:
+def thin(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Indices of at most MOST_CURVE_POINTS of a curve, both ends too, at even steps along it."""
+    if len(x) <= MOST_CURVE_POINTS:
         return np.arange(len(x))
     way = np.concatenate([[0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
-    return np.unique(np.searchsorted(way, np.linspace(0, way[-1], most)))
+    return np.unique(np.searchsorted(way, np.linspace(0, way[-1], MOST_CURVE_POINTS)))
 
 
 def class_rows(results: Results) -> list[tuple]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stages.common import geometry
+from stages.common import geometry, models
 
 # Dark to bright in even steps, so that it reads in grey and with any colour deficiency.
 COLORMAP = "inferno"
@@ -36,7 +36,7 @@ def heat_mapper(model) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     import tensorflow as tf
 
     resize, backbone, head = (model.get_layer(name) for name in ("resize", "backbone", "head"))
-    pool = [layer for layer in model.layers if layer.name == "pool"]
+    pool = models.pool_of(model)
     several = isinstance(backbone.output, list)
     shape = _feature_map_shape(model)
     if len(shape) != 4:

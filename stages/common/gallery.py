@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common import geometry
+from stages.common import files, geometry
 
 GALLERY_FILE = "gallery.json"
 MOST_ENTRIES = 240
@@ -128,14 +128,14 @@ def write(
     """Writes gallery.json and one or two JPEG files for each choice.
 
     Args:
-        folder: is created.
+        folder: is created; what an earlier run wrote into it is removed.
         choices: from `choose`; entries and files are in their order.
         pictures: row to (height, width, channels), uint8, of every choice; see geometry.shown.
         overlays: row to an explanation of the same kind, of the choices that are explained.
         labels, probabilities, ids, names: of all test images, by row; `names` are for people.
         class_names: one for each column of `probabilities`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    files.empty(folder)
     entries = []
     for number, choice in enumerate(choices):
         row = probabilities[choice.index]

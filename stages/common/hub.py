@@ -5,6 +5,7 @@ for it, or a model file holds layers of it.
 """
 
 import math
+import sys
 from pathlib import Path
 
 from stages.common import params
@@ -23,7 +24,9 @@ def library():
         if error.name != "keras_hub":
             raise
         raise UserError(
-            "KerasHub is not installed; `make extra NAME=keras-hub` installs it"
+            f"KerasHub is not installed in {sys.prefix}; `make extra NAME=keras-hub` installs it "
+            "in .venv, and for the demo `.venv-demo/bin/python -m pip install --requirement "
+            "requirements-keras-hub.txt` does"
         ) from None
     return keras_hub
 

@@ -71,11 +71,9 @@ def read(path: Path = INVENTORY_FILE) -> Iterator[InventoryRow]:
 
 
 def _write(path: Path, columns: tuple[str, ...], rows: Iterable[InventoryRow]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = tables.csv_writer(file)
-        writer.writerow(columns)
-        writer.writerows([_cell(getattr(row, name)) for name in columns] for row in rows)
+    tables.write_csv(
+        path, columns, ([_cell(getattr(row, name)) for name in columns] for row in rows)
+    )
 
 
 def _cell(value: str | int | float | None) -> str | int:

@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import folding, geometry, hub
+from stages.common import files, folding, geometry, hub
 from stages.common.run import UserError
 
 # The oldest date that a zip file can hold.
@@ -202,6 +202,11 @@ def temperature_of(model) -> float:
     return 1.0 / model.get_layer("temperature").scale
 
 
+def pool_of(model) -> list:
+    """The layer of a classifier that pools feature maps; none where the head takes the maps."""
+    return [layer for layer in model.layers if layer.name == "pool"]
+
+
 def logits_of(model):
     """The classifier up to its logits, layers shared: what is trained."""
     import keras
@@ -259,7 +264,7 @@ def training_model(
     import keras
     from keras import ops
 
-    pool = [layer for layer in model.layers if layer.name == "pool"]
+    pool = pool_of(model)
     head = model.get_layer("head")
     backbone = model.get_layer("backbone")
     # Not a part of the model that trains, where it would have a copy of each weight's name.
@@ -461,11 +466,10 @@ def save(
             sees it, as those were that it trained on; in another such part.
     """
     parts = {CLASS_NAMES_PART: class_names and list(class_names), SHRUNK_TO_PART: shrunk_to}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with files.replacing(path) as new, tempfile.TemporaryDirectory(dir=new.parent) as folder:
         dated = Path(folder) / "model.keras"
         model.save(dated)
-        with zipfile.ZipFile(dated) as source, zipfile.ZipFile(path, "w") as target:
+        with zipfile.ZipFile(dated) as source, zipfile.ZipFile(new, "w") as target:
             for name in sorted(source.namelist()):
                 content = source.read(name)
                 if name.endswith(".json"):

@@ -58,7 +58,9 @@ def write(model, path: Path) -> Path:
     )
     shutil.rmtree(saved)
     if done.returncode:
-        raise UserError(f"tf2onnx failed: {done.stderr.strip().splitlines()[-1]}")
+        # Killed, for want of memory say, it leaves no word.
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise UserError(f"tf2onnx failed: {said}")
     return path
 
 

@@ -105,9 +105,9 @@ def load(section: str, kind: type[T], path: Path = PARAMS_FILE) -> T:
     return check(read(path), section, kind, source=str(path))
 
 
-def load_seed(path: Path = PARAMS_FILE) -> int:
-    """The top-level `seed`."""
-    return check_seed(read(path), source=str(path))
+def load_seed() -> int:
+    """The top-level `seed` of params.yaml."""
+    return check_seed(read())
 
 
 def check_seed(content: dict[str, Any], source: str = "params.yaml") -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.common import geometry
+from stages.common import files, geometry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,7 +159,8 @@ def sentence(path: Path, text: str) -> None:
 
 def save(figure, path: Path) -> None:
     """Writes a figure as a PNG; the same picture is the same bytes at any version of matplotlib."""
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    with files.replacing(path) as new:
+        figure.savefig(new, dpi=100, metadata={"Software": None})
 
 
 def shorten(name: str, length: int = 20) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.common import files
 from stages.common.run import UserError, data_options
 
 INDEX_FILE = "index.json"
@@ -87,7 +88,13 @@ class ShardWriter:
     """Writes records one by one; `with` closes the last shard and writes the index."""
 
     def __init__(self, folder: Path, dtype: str, class_names: list[str]):
-        """Creates the folder. `dtype` is that of every array, 'uint8' or 'float16'."""
+        """`with` creates the folder, or empties it.
+
+        Args:
+            folder: of this writer alone.
+            dtype: of every array, 'uint8' or 'float16'.
+            class_names: labels are places in it.
+        """
         self._folder, self._dtype, self._class_names = folder, dtype, class_names
         self._files: list[str] = []
         self._file_counts: list[int] = []
@@ -99,9 +106,7 @@ class ShardWriter:
         self._digest = hashlib.sha256()
 
     def __enter__(self) -> "ShardWriter":
-        self._folder.mkdir(parents=True, exist_ok=True)
-        # That of an earlier run would stand for what is written from here on.
-        (self._folder / INDEX_FILE).unlink(missing_ok=True)
+        files.empty(self._folder)
         return self
 
     def write(self, array: np.ndarray, label: int, example_id: str) -> None:
@@ -155,7 +160,8 @@ class ShardWriter:
             sha256=self._digest.hexdigest(),
         )
         text = json.dumps(asdict(index), indent=2, sort_keys=True)
-        (self._folder / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
+        with files.replacing(self._folder / INDEX_FILE) as new:
+            new.write_text(text + "\n", encoding="utf-8")
 
 
 def batches(
@@ -251,8 +257,8 @@ def _stretches(folder: Path, index: Index, wanted: range) -> tuple[list, list, l
         if inside:
             stretches.append((str(folder / name), inside.start, len(inside)))
         begin += count
-    files, skipped, taken = zip(*stretches, strict=True)
-    return list(files), list(skipped), list(taken)
+    paths, skipped, taken = zip(*stretches, strict=True)
+    return list(paths), list(skipped), list(taken)
 
 
 def _records_of(file, skipped, taken):

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from stages.common import files
+
 DECIMALS = 6  # of a metric; DVC can show them all
 MOST_CHARACTERS = 2**31 - 1  # of a cell; by itself Python ends at 131,072
 
@@ -27,9 +29,9 @@ def write_metrics(path: Path, metrics: dict) -> None:
             return round(value, DECIMALS) + 0.0  # -0.0 becomes 0.0
         raise ValueError(f"{path}: a metric must be a finite number, received {value!r}")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(tidy(metrics), indent=2, sort_keys=True, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    with files.replacing(path) as new:
+        new.write_text(text + "\n", encoding="utf-8")
 
 
 class _UnixLines:
@@ -58,9 +60,8 @@ def csv_reader(file: TextIO) -> csv.DictReader:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """Writes a table with Unix line ends, creating its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    """Writes a table with Unix line ends, row by row, creating its folder."""
+    with files.replacing(path) as new, new.open("w", newline="", encoding="utf-8") as file:
         writer = csv_writer(file)
         writer.writerow(header)
         writer.writerows(rows)

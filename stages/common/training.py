@@ -6,7 +6,6 @@ import functools
 import hashlib
 import itertools
 import math
-import os
 import shutil
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from stages.common import device_shares, models, params, paths, shards, tables
+from stages.common import device_shares, files, models, params, paths, shards, tables
 from stages.common.run import UserError, progress
 
 REPORT_SECONDS = 10  # between two signs of life within an epoch, which may take an hour
@@ -723,10 +722,9 @@ class _Budget:
 
             def on_epoch_end(self, epoch, logs=None):
                 self.stop_if_spent()  # validation takes time too
-                temporary = budget._path.with_suffix(".new")
                 numbers = (budget.seconds, budget._warm_up_begin, budget._warm_up_end)
-                temporary.write_text(" ".join(map(str, numbers)))
-                os.replace(temporary, budget._path)
+                with files.replacing(budget._path) as new:
+                    new.write_text(" ".join(map(str, numbers)))
 
             def stop_if_spent(self):
                 budget.seconds = time.perf_counter() - self.started
@@ -814,10 +812,8 @@ HISTORY_COLUMNS = ("epoch", "learning_rate", "loss", "accuracy", "val_loss", "va
 
 def write_history(path: Path, rows: Sequence[dict[str, float]]) -> None:
     """One row an epoch, as `fit` returns them."""
-    temporary = path.with_suffix(".new")
     values = [[row[name] for name in HISTORY_COLUMNS] for row in rows]
-    tables.write_csv(temporary, HISTORY_COLUMNS, values)
-    os.replace(temporary, path)
+    tables.write_csv(path, HISTORY_COLUMNS, values)
 
 
 class _BestWeights:
@@ -859,9 +855,8 @@ class _BestWeights:
                 kept = best._best(losses)
                 path = best._folder / f"best-{epoch + 1:06}.weights.h5"
                 if path in kept:
-                    temporary = best._folder / "new_best.weights.h5"
-                    self.model.save_weights(temporary, overwrite=True)
-                    os.replace(temporary, path)
+                    with files.replacing(path) as new:
+                        self.model.save_weights(new, overwrite=True)
                 # A kill from here on goes back by one epoch: its best ones stay as well.
                 for other in set(best._folder.glob("best-*")) - kept - best._best(losses[:-1]):
                     other.unlink()
@@ -873,11 +868,11 @@ class _BestWeights:
 
     def restore(self, model) -> None:
         """Puts the mean of the best epochs into a model."""
-        files = sorted(self._best(self._losses))
-        if not files:
+        best = sorted(self._best(self._losses))
+        if not best:
             return
         means = None
-        for number, path in enumerate(files, start=1):
+        for number, path in enumerate(best, start=1):
             model.load_weights(path)
             weights = [variable.numpy().astype(np.float64) for variable in model.weights]
             means = (
@@ -888,7 +883,7 @@ class _BestWeights:
                     for mean, weight in zip(means, weights, strict=True)
                 ]
             )
-        if len(files) > 1:
+        if len(best) > 1:
             for variable, mean in zip(model.weights, means, strict=True):
                 if np.issubdtype(variable.numpy().dtype, np.floating):  # no seed generators
                     variable.assign(mean)

@@ -23,7 +23,6 @@ from stages.common.run import UserError
 
 METHODS = ("balanced", "effective_number")
 ALLOWED = "null (all equal), balanced, effective_number, or a number of 0 or more for each class"
-SHOWN = 5  # wrong rows that an error quotes
 
 
 def _check_choice(choice):
@@ -170,34 +169,13 @@ def of_images(
     """A column as weights, unchanged: ids (images,) bytes, class names, weights (images,) float64.
 
     Raises:
-        UserError: no such column, or a value in it that is no finite number of 0 or more.
+        UserError: see splits.with_weights.
     """
-    ids, labels, weights, wrong, wrong_count = [], [], [], [], 0
-    for row in rows:
-        if column not in row.columns:
-            raise UserError(
-                f"{where}: expected a column of {splits.SPLITS_FILE}, which has "
-                f"{', '.join(row.columns) or 'none'}, received {column!r}"
-                f"{params.nearest(column, row.columns)}"
-            )
-        text = row.columns[column]
-        try:
-            weight = float(text)
-        except ValueError:
-            weight = float("nan")
-        if not _is_weight(weight):
-            wrong_count += 1
-            if len(wrong) < SHOWN:
-                wrong.append(f"{text!r} for {row.columns.get('name') or row.id}")
+    ids, labels, weights = [], [], []
+    for row, weight in splits.with_weights(rows, column, where):
         ids.append(row.id.encode())
         labels.append(row.label)
         weights.append(weight)
-    if wrong_count:
-        more = f" and {wrong_count - len(wrong)} more" if wrong_count > len(wrong) else ""
-        raise UserError(
-            f"{where}: expected a number of 0 or more in the column {column!r} for every training "
-            f"image, received {', '.join(wrong)}{more}; mend the data set's table"
-        )
     return np.array(ids), labels, np.array(weights)
 
 
