@@ -229,6 +229,29 @@ class TestImageFolder:
         assert first == second
         assert len(set(first.values())) == 10
 
+    @pytest.mark.parametrize("kind", ["hard link", "symbolic link", "link to nothing"])
+    def test_files_of_an_earlier_fetch_are_replaced(self, tmp_path, draw_images, kind):
+        """By hand nobody removes them first, and they may be links into DVC's cache."""
+        own, raw, cache = tmp_path / "own", tmp_path / "raw", tmp_path / "cache"
+        for name in ("cat", "dog"):
+            draw_images(own / name, 2)
+        prepare(tmp_path, dataset_params("image_folder", own))
+        cache.mkdir()
+        for path in list(raw.iterdir()):
+            cached = cache / path.name
+            cached.hardlink_to(path)
+            if kind != "hard link":
+                path.unlink()
+                path.symlink_to(cached)
+            if kind == "link to nothing":
+                cached.unlink()
+        before = {path.name: path.read_bytes() for path in cache.iterdir()}
+        draw_images(own / "owl", 2)
+        shutil.rmtree(tmp_path / "building")
+        assert prepare(tmp_path, dataset_params("image_folder", own)).count == 6
+        assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
+        assert not [path for path in raw.iterdir() if path.is_symlink()]
+
     def test_the_splits_that_params_name_alone_are_fetched(self, tmp_path, draw_images, run_main):
         for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
             draw_images(tmp_path / "own" / name, 2)

@@ -1,14 +1,27 @@
-"""Outputs appear whole, and no file that is there is written into: it may be a link."""
+"""Files appear whole, and none that is there is written into: it may be a link."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from stages.common import blocks, files, gallery, inventory, models, plots, splits, tables
+from stages.common import (
+    blocks,
+    files,
+    gallery,
+    inventory,
+    models,
+    plots,
+    predictions,
+    splits,
+    tables,
+)
 from stages.common.shards import write_all
+from tests import ROOT
 
 
 def test_the_new_file_takes_the_place_of_the_old_one_at_the_end(tmp_path):
@@ -16,7 +29,7 @@ def test_the_new_file_takes_the_place_of_the_old_one_at_the_end(tmp_path):
     for text in ("first", "second"):
         with files.replacing(path) as new:
             new.write_text(text)
-            assert new.suffix == ".csv"
+            assert new.name.endswith("table.csv")
             assert not path.exists() or path.read_text() == "first"
         assert path.read_text() == text
     assert os.listdir(path.parent) == ["table.csv"]
@@ -61,7 +74,6 @@ def write_gallery(folder: Path, number: int) -> None:
 
 def write_layers(folder: Path, number: int) -> None:
     del folder
-    blocks.LAYERS_FILE.parent.mkdir(parents=True, exist_ok=True)
     blocks.write_layers([f"block{number}"])
 
 
@@ -80,6 +92,9 @@ WRITERS = {
     ),
     "shards": lambda folder, number: write_all(
         folder / "shards", [(np.full(4, number, np.uint8), 0, "id")], "uint8", ["a"]
+    ),
+    "predictions": lambda folder, number: predictions.write(
+        folder / "a.csv", [str(number)], np.array([0]), np.array([[0.5, 0.5]]), ["a", "b"]
     ),
     "model": write_model,
     "gallery": write_gallery,
@@ -114,6 +129,25 @@ def test_shards_of_an_earlier_run_are_gone(tmp_path):
     (tmp_path / "shard-00007.tfrecord").write_bytes(b"of a larger set")
     write_all(tmp_path, [(np.zeros(4, np.uint8), 0, "id")], "uint8", ["a"])
     assert sorted(os.listdir(tmp_path)) == ["index.json", "shard-00000.tfrecord"]
+
+
+def test_a_folder_that_is_a_link_is_emptied_behind_it(tmp_path):
+    """A larger disk, say."""
+    (tmp_path / "disk" / "inner").mkdir(parents=True)
+    (tmp_path / "disk" / "file").touch()
+    (tmp_path / "folder").symlink_to(tmp_path / "disk")
+    files.empty(tmp_path / "folder")
+    assert (tmp_path / "folder").is_symlink()
+    assert not os.listdir(tmp_path / "disk")
+
+
+def test_what_a_killed_process_leaves_is_not_for_git(tmp_path):
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    with files.replacing(tmp_path / "metrics" / "head.json") as new:
+        command = ["git", "check-ignore", "--quiet", new]
+        assert subprocess.run(command, cwd=tmp_path).returncode == 0
+        new.touch()
 
 
 def test_pictures_that_are_written_can_be_read(tmp_path):

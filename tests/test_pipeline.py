@@ -181,7 +181,7 @@ def test_stages_that_are_run_by_hand_leave_the_cache_as_it_is(project, tmp_path)
     copy.run("dvc", "checkout", "--relink")
     cached = [path for path in (copy.folder / ".dvc/cache/files").rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in cached}
-    assert copy.folder.joinpath("models/head.keras").read_bytes() in before.values()
+    assert (copy.folder / "models" / "head.keras").stat().st_nlink > 1
     copy.set_params(
         {
             "split": {"train": 0.4, "valid": 0.35},
@@ -191,7 +191,8 @@ def test_stages_that_are_run_by_hand_leave_the_cache_as_it_is(project, tmp_path)
     )
     copy.run("tools.memory")
     after = copy.results()
-    assert not [name for name, found in project.results().items() if after[name] == found]
+    same = [name for name, found in project.results().items() if after[name] == found]
+    assert same == ["models/backbone.keras"]
     assert {path: path.read_bytes() for path in cached} == before
 
 

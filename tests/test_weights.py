@@ -207,7 +207,7 @@ def test_bad_weights_are_counted_and_the_first_are_named(tmp_path, monkeypatch):
         load(class_counts=[9, 0, 0], sample_weight_column="quality")
     assert str(caught.value) == (
         "params.yaml, train_head.sample_weight_column: expected a number of 0 or more in the "
-        "column 'quality' for every image, received '' for id 1, 'heavy' for id 2, "
+        "column 'quality', received '' for id 1, 'heavy' for id 2, "
         "'-0.1' for id 3, 'nan' for id 4, 'inf' for id 5 and 2 more; mend the data set's table"
     )
 

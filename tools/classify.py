@@ -96,7 +96,6 @@ def draw_input(model, pictures: Sequence[tuple[str, np.ndarray]], file: Path) ->
         row[2].legend()
         for axis in row[:2]:
             axis.axis("off")
-    file.parent.mkdir(parents=True, exist_ok=True)
     plots.save(figure, file)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common import explain, files, gallery, metrics, plots, shards, tables
+from stages.common import explain, gallery, metrics, plots, shards, tables
 from stages.common.predictions import Predictions
 from stages.common.run import progress
 
@@ -99,7 +99,6 @@ def write_all(
         class_names: one for each column of `probabilities`.
         batch_size: images in one pass through the model.
     """
-    files.empty(folder)
     results = Results(ids, labels, probabilities, class_names)
     write_tables(folder, results, temperature)
     choices = gallery.choose(ids, labels, probabilities)

@@ -1,4 +1,4 @@
-"""Outputs appear whole, in place of what was there, and are never written into.
+"""Files appear whole, in place of what was there, and are never written into.
 
 DVC may put the files of its cache into the workspace as hard links: who opens one and writes
 changes what every experiment with the same content shares. It removes outputs before it runs a
@@ -19,10 +19,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Until then, and where the block raises, what was there stays as it is. The folder is created.
 
     Args:
-        path: of a file. The path to write to lies beside it and has the same suffix.
+        path: of a file. The path to write to lies beside it, its name ends in the same way, and
+            Git ignores it, since a process that is killed leaves it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"new.{path.name}")
+    beside = path.with_name(f".unfinished-{path.name}")
     try:
         yield beside
         os.replace(beside, path)
@@ -31,7 +32,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def empty(folder: Path) -> None:
-    """Makes a folder that is there and empty: what an earlier run wrote is removed."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    """Makes a folder that is there and empty; one that is a link stays one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

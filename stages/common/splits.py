@@ -93,7 +93,7 @@ def with_weights(
     if wrong_count:
         more = f" and {wrong_count - len(wrong)} more" if wrong_count > len(wrong) else ""
         raise UserError(
-            f"{where}: expected a number of 0 or more in the column {column!r} for every image, "
+            f"{where}: expected a number of 0 or more in the column {column!r}, "
             f"received {', '.join(wrong)}{more}; mend the data set's table"
         )
 

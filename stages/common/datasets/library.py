@@ -230,8 +230,9 @@ def prepare(
     info = builder.info
     used = check_splits(splits, [str(name) for name in info.splits])
     target.mkdir(parents=True, exist_ok=True)
-    for path in filter(Path.is_file, target.iterdir()):  # of an earlier run; see files.py
-        path.unlink()
+    for path in target.iterdir():  # of an earlier run; see files.py
+        if path.is_symlink() or path.is_file():
+            path.unlink()
     for name in used:
         for shard in info.splits[name].filepaths:
             _move(shard, target / shard.name)
