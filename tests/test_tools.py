@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.common import files, paths
+from stages.common import paths
 from stages.common.run import UserError
 from tests import ROOT
 from tools import check_params, compare_metrics, demo, preset, summary
@@ -92,7 +92,7 @@ def test_a_preset_that_can_not_be_written_leaves_params_whole(project, monkeypat
     """On a full disk, say; what is there may hold edits that nobody has committed."""
     before = (project / "params.yaml").read_text()
     monkeypatch.setattr("sys.argv", ["preset", "smoke"])
-    monkeypatch.setattr(files.os, "replace", lambda *paths: 1 / 0)
+    monkeypatch.setattr("os.replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         preset.main()
     assert (project / "params.yaml").read_text() == before

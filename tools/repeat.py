@@ -19,7 +19,7 @@ from typing import Any
 import dvc.api
 from ruamel.yaml import YAMLError
 
-from stages.common import files, params, paths
+from stages.common import params, paths, tables
 from stages.common.run import UserError, run
 from tools import check_params, experiment, revisions, sweep
 from tools.check_params import with_values
@@ -186,10 +186,9 @@ def keep(
             rows_there = csv.DictReader(file)
             kept = [row for row in rows_there if (row["model"], row["change"]) != (model, change)]
     new = [{"model": model, "change": change, "seed": seed, **row} for seed, row in enumerate(rows)]
-    with files.replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *new])
+    tables.write_csv(
+        path, columns, ([row.get(name, "") for name in columns] for row in [*kept, *new])
+    )
 
 
 def parse() -> argparse.Namespace:

@@ -25,8 +25,8 @@ def library():
             raise
         raise UserError(
             f"KerasHub is not installed in {sys.prefix}; `make extra NAME=keras-hub` installs it "
-            "in .venv, and for the demo `.venv-demo/bin/python -m pip install --requirement "
-            "requirements-keras-hub.txt` does"
+            "in .venv, and `.venv-demo/bin/python -m pip install --constraint "
+            "requirements-demo.txt keras-hub` for the demo"
         ) from None
     return keras_hub
 
