@@ -185,7 +185,7 @@ def test_a_classifier_of_any_channels_trains_and_is_explained(count, tmp_path):
     )
     trained = models.training_model(
         model,
-        image_augmentation.augmentation_layer(parameters, 0),
+        image_augmentation.augmentation_layer(parameters, 0, 32),
         [32, 32, count],
         image_augmentation.mixture_layer(parameters, 0),
     )

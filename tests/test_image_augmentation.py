@@ -3,8 +3,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
-from stages.common import image_augmentation, models, training
+from stages.common import geometry, image_augmentation, models, training
 from stages.common.image_augmentation import ImageAugmentationParams
 from tests.test_params import error_of
 
@@ -34,7 +35,7 @@ def images() -> np.ndarray:
 
 def augmented(images, seed=0, **changes) -> np.ndarray:
     given = ImageAugmentationParams(**{**OFF, **changes})
-    layer = image_augmentation.augmentation_layer(given, seed)
+    layer = image_augmentation.augmentation_layer(given, seed, images.shape[1])
     np.testing.assert_array_equal(layer(images, training=False), images)
     return np.asarray(layer(images, training=True))
 
@@ -62,18 +63,24 @@ def test_a_crop_of_nearly_all_is_stretched_less_so_that_it_keeps_its_area(images
     assert 0.949 < spans.prod(axis=1).min() < 0.97
 
 
-def test_a_crop_of_a_small_picture_is_enlarged_once():
-    """Stripes of a pixel: the network must see them as sharp as without crops."""
-    stripes = np.tile(np.array([0, 255] * 4, "float32")[:, None], (256, 8, 1, 3))
+@pytest.mark.parametrize("side", [8, 16, 64])
+def test_a_crop_is_resized_once(monkeypatch, side):
+    """From the picture's own pixels to the network's, whether it shrinks or grows."""
+    noise = np.random.default_rng(0).uniform(0, 255, (32, 16, 16, 3)).astype("float32")
+    cropped, boxes = geometry.cropped, []
+
+    def spied(images, corners, sides, side):
+        boxes.append(np.concatenate([corners, np.asarray(corners) + sides], axis=1))
+        return cropped(images, corners, sides, side)
+
+    monkeypatch.setattr(geometry, "cropped", spied)
     given = ImageAugmentationParams(**{**OFF, "crop_area": 0.5})
-    of_fewer, of_more = (
-        np.asarray(image_augmentation.augmentation_layer(given, 0, side)(stripes, training=True))
-        for side in (4, 32)
-    )
-    assert of_fewer.shape == (256, 8, 8, 3)  # never fewer pixels than the picture has
-    assert of_more.shape == (256, 32, 32, 3)
-    whole, twice = (np.std(tf.image.resize(one, (32, 32))) for one in (stripes, of_fewer))
-    assert of_more.std() > 0.9 * whole > 1.1 * twice
+    result = image_augmentation.augmentation_layer(given, 0, side)(noise, training=True)
+    for picture, (top, left, bottom, right), crop in zip(noise, boxes[0] * 16, result, strict=True):
+        channel = Image.fromarray(picture[..., 0], mode="F")
+        edges = (left, top, right, bottom)
+        expected = channel.resize((side, side), Image.Resampling.BILINEAR, edges)
+        np.testing.assert_allclose(crop[..., 0], expected, atol=5e-3)
 
 
 def test_small_pictures_are_enlarged_before_turns_and_shears_interpolate():
@@ -136,7 +143,7 @@ def test_erasing_after_a_shift_works_in_a_compiled_step(images):
             "erasing": 0.5,
         }
     )
-    layer = image_augmentation.augmentation_layer(given, 0)
+    layer = image_augmentation.augmentation_layer(given, 0, SIDE)
     # As in `fit`: the last batch may be smaller.
     signature = [tf.TensorSpec([None, SIDE, SIDE, 3])]
     result = tf.function(lambda batch: layer(batch, training=True), signature)(images)
@@ -155,7 +162,7 @@ def test_colours_stay_colours(images, changes):
 
 def rand_augment(strength):
     given = ImageAugmentationParams(**{**OFF, "rand_augment": strength})
-    return image_augmentation.augmentation_layer(given, 0)
+    return image_augmentation.augmentation_layer(given, 0, SIDE)
 
 
 def differences(images, strength) -> np.ndarray:
@@ -237,7 +244,7 @@ def test_what_is_drawn_follows_from_the_epoch(images):
 def test_all_of_it_runs_in_a_graph_of_batches_of_any_size(images):
     changes = {"crop_area": 0.5, "shift": 0.1, "rand_augment": 0.5, "erasing": 0.5}
     given = ImageAugmentationParams(**{**OFF, "quarter_turns": True, **changes})
-    layer = image_augmentation.augmentation_layer(given, 0)
+    layer = image_augmentation.augmentation_layer(given, 0, SIDE)
     layer.build((None, SIDE, SIDE, 3))
     signature = [tf.TensorSpec((None, SIDE, SIDE, 3))]
     run = tf.function(lambda batch: layer(batch, training=True), input_signature=signature)

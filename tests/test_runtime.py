@@ -175,11 +175,10 @@ def test_what_params_ask_for_reaches_training(project, plain, changes):
     assert abs(train()["loss"][-1] - plain["loss"][-1]) > 1e-4
 
 
+@pytest.mark.parametrize("stored", [16, 40])
 @pytest.mark.parametrize(("image_sizes", "side"), [(None, 32), ([[1, 24]], 24)])
-def test_crops_of_small_images_end_at_what_the_network_sees(
-    project, monkeypatch, image_sizes, side
-):
-    write_images(project, "train", 8, side=16)
+def test_crops_end_at_what_the_network_sees(project, monkeypatch, image_sizes, side, stored):
+    write_images(project, "train", 8, side=stored)
     write_params(project, epochs=1, image_sizes=image_sizes)
     content = json.loads((project / "params.yaml").read_text())
     content["fine_tune"]["augment"]["crop_area"] = 0.5
@@ -188,7 +187,7 @@ def test_crops_of_small_images_end_at_what_the_network_sees(
 
     def spied(*arguments):
         layer = make(*arguments)
-        shapes.append(layer(np.zeros((2, 16, 16, 3), "float32"), training=True).shape)
+        shapes.append(layer(np.zeros((2, stored, stored, 3), "float32"), training=True).shape)
         return layer
 
     monkeypatch.setattr(image_augmentation, "augmentation_layer", spied)
@@ -453,6 +452,28 @@ def test_on_a_gpu_pictures_are_resized_to_what_they_are_on_a_cpu(with_gpu, size,
     np.testing.assert_allclose(
         compiled(images), tf.image.resize(images, [side, side], antialias=True), atol=5e-3
     )
+
+
+@pytest.mark.parametrize("side", [17, 48])
+def test_on_a_gpu_crops_are_what_they_are_on_a_cpu(monkeypatch, side):
+    random = np.random.default_rng(0)
+    images = random.uniform(0, 255, (3, 50, 30, 3)).astype(np.float32)
+    sides = random.uniform(0.4, 1, (3, 2)).astype(np.float32)
+    corners = random.uniform(0, 1 - sides).astype(np.float32)
+    expected = geometry.cropped(images, corners, sides, side)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["a GPU"])
+    compiled = tf.function(geometry.cropped, jit_compile=True)
+    np.testing.assert_allclose(compiled(images, corners, sides, side), expected, atol=5e-3)
+
+
+@pytest.mark.parametrize(("sizes", "resized"), [([(1, 24)], False), ([(1, 24), (2, 32)], True)])
+def test_crops_of_the_only_size_are_not_resized_again(project, sizes, resized):
+    model = models.load(paths.HEAD)
+    augmentation = augment.random_symmetry_layer([augment.IDENTITY], 0)
+    trained = models.training_model(model, augmentation, [40, 40, 3], image_sizes=sizes)
+    stepped = tf.function(lambda crops: trained(crops, training=True))
+    found = operations(stepped, tf.TensorSpec([None, 24, 24, 3], tf.float32))
+    assert ("ScaleAndTranslate" in found) == resized
 
 
 def test_on_a_gpu_no_picture_leaves_it_to_be_resized(project, with_gpu):

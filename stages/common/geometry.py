@@ -153,32 +153,84 @@ def antialiased(images, side):
     return tf.image.resize(images, [side, side], antialias=not grow)
 
 
-def products(images, side):
-    """What `antialiased` does, as a product from the left and one from the right."""
+def cropped(images, corners, sides, side: int):
+    """A part of each picture as a square, resized once, as `antialiased` does the whole.
+
+    `tf.image.crop_and_resize` does not smooth what it makes smaller.
+
+    Args:
+        images: (batch, height, width, channels), numbers.
+        corners: of the parts, top and left, (batch, 2), float32: fractions of the picture's sides.
+        sides: of the parts, height and width, (batch, 2), float32, likewise.
+        side: of the squares in pixels.
+
+    Returns:
+        (batch, side, side, channels), float32.
+    """
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return products(images, side, corners, sides)
+    pixels = tf.cast(tf.shape(images)[1:3], tf.float32)
+
+    def of_one(picture, corner, extent):
+        # What tf.image.resize calls, which has no word for a part.
+        scale = side / (pixels * extent)
+        return tf.raw_ops.ScaleAndTranslate(
+            images=picture[tf.newaxis],
+            size=[side, side],
+            scale=scale,
+            translation=-corner * pixels * scale,
+            kernel_type="triangle",
+            antialias=True,
+        )[0]
+
+    return tf.map_fn(
+        lambda one: of_one(*one),
+        (images, corners, sides),
+        fn_output_signature=tf.TensorSpec((side, side, images.shape[-1]), tf.float32),
+    )
+
+
+def products(images, side, corners=None, sides=None):
+    """What `antialiased` and `cropped` do, as a product from the left and one from the right."""
     import tensorflow as tf
 
     images = tf.cast(images, tf.float32)
     height, width = tf.unstack(tf.shape(images)[1:3])
-    lower = tf.einsum("ih,bhwc->biwc", _triangles(height, side), images)
-    squares = tf.einsum("jw,biwc->bijc", _triangles(width, side), lower)
+    if corners is None:
+        corners, sides = tf.zeros(2), tf.ones(2)
+    rows = _triangles(height, side, corners[..., 0], sides[..., 0])
+    columns = _triangles(width, side, corners[..., 1], sides[..., 1])
+    lower = tf.einsum("...ih,...hwc->...iwc", rows, images)
+    squares = tf.einsum("...jw,...iwc->...ijc", columns, lower)
     # A network wants to know its sides before it runs.
     known = side if isinstance(side, int) else None
     return tf.ensure_shape(squares, [None, known, known, images.shape[-1]])
 
 
-def _triangles(source, target):
-    """(target, source), float32: what each pixel of a line gives to each one of the resized line.
+def _triangles(source, target, begin, part):
+    """What each pixel of a line gives to each one of a part of it that is resized.
 
     A triangle around the pixel's centre, as wide as a pixel of the coarser of both lines.
+
+    Args:
+        source: pixels of the line.
+        target: pixels that the part becomes.
+        begin: of the part, a fraction of the line; a number or, of several parts, (parts,).
+        part: its length, likewise.
+
+    Returns:
+        (target, source) or (parts, target, source), float32.
     """
     import tensorflow as tf
 
     source, target = tf.cast(source, tf.float32), tf.cast(target, tf.float32)
-    step = source / target
-    centres = (tf.range(target) + 0.5) * step
-    distances = tf.abs(centres[:, tf.newaxis] - (tf.range(source) + 0.5))
-    weights = tf.maximum(1.0 - distances / tf.maximum(step, 1.0), 0.0)
-    return weights / tf.reduce_sum(weights, axis=1, keepdims=True)
+    begin, step = (one[..., tf.newaxis] for one in (begin * source, part * source / target))
+    centres = begin + (tf.range(target) + 0.5) * step
+    distances = tf.abs(centres[..., tf.newaxis] - (tf.range(source) + 0.5))
+    weights = tf.maximum(1.0 - distances / tf.maximum(step, 1.0)[..., tf.newaxis], 0.0)
+    return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
 
 
 def of_layer(layer) -> str:

@@ -69,24 +69,24 @@ def check_channels(parameters: ImageAugmentationParams, channels: int) -> None:
         )
 
 
-def augmentation_layer(parameters: ImageAugmentationParams, seed: int, network_side: int = 0):
+def augmentation_layer(parameters: ImageAugmentationParams, seed: int, network_side: int):
     """A layer of images (batch, height, width, channels), 0–255, that acts in training only.
 
     In this order, each by chance and for each image anew:
     flips and quarter turns; a crop of at least `crop_area` of the area and of sides stretched by
-    up to 4/3 (or 1 / `crop_area` where that is less), brought to the size of the whole picture, or
-    to `network_side` where that is more; a shift by up to `shift` of the sides, in whole pixels,
-    where the picture's reflection fills what opens up; two of RandAugment's changes (Cubuk et al.
-    2020) of strength `rand_augment`; with probability `erasing` a rectangle of 2 to 33 % of the
-    area filled with noise (Zhong et al. 2020).
+    up to 4/3 (or 1 / `crop_area` where that is less), brought to squares of `network_side`; a shift
+    by up to `shift` of the sides, in whole pixels, where the picture's reflection fills what opens
+    up; two of RandAugment's changes (Cubuk et al. 2020) of strength `rand_augment`; with
+    probability `erasing` a rectangle of 2 to 33 % of the area filled with noise (Zhong et al.
+    2020).
 
     Args:
         parameters: the section.
         seed: of all of it; `training.fit` sets the layers' random states anew for each epoch.
         network_side: in pixels, of the largest squares that the network sees in training. A crop
-            of a smaller picture that was brought to that picture's size first would be enlarged
-            twice, and what turns and shears interpolate between few pixels is blurred: RandAugment
-            changes pictures that have been enlarged.
+            that was brought to the picture's size first would be resized twice, and what turns and
+            shears interpolate between few pixels is blurred: RandAugment changes pictures that have
+            been enlarged.
     """
     import keras
 
@@ -156,7 +156,7 @@ def _random_shift_layer(most: float, seed: int):
     return RandomShift()
 
 
-def _random_crop_layer(least_area: float, seed: int, least_side: int):
+def _random_crop_layer(least_area: float, seed: int, side: int):
     import keras
     import tensorflow as tf
     from keras import ops
@@ -173,7 +173,6 @@ def _random_crop_layer(least_area: float, seed: int, least_side: int):
             if not training:
                 return images
             count = tf.shape(images)[0]
-            size = [max(side, least_side) for side in images.shape[1:3]]
 
             def uniform(low, high):
                 return keras.random.uniform((count,), low, high, seed=self.seed_generator)
@@ -185,8 +184,8 @@ def _random_crop_layer(least_area: float, seed: int, least_side: int):
             widths = ops.minimum(ops.sqrt(area * stretch), 1.0)
             top = uniform(0.0, 1.0) * (1.0 - heights)
             left = uniform(0.0, 1.0) * (1.0 - widths)
-            boxes = ops.stack([top, left, top + heights, left + widths], axis=1)
-            return tf.image.crop_and_resize(images, boxes, tf.range(count), size)
+            corners, sides = ops.stack([top, left], axis=1), ops.stack([heights, widths], axis=1)
+            return geometry.cropped(images, corners, sides, side)
 
     return RandomCropAndResize()
 
