@@ -18,8 +18,10 @@ import numpy as np
 
 from stages.common import (
     augment,
+    backups,
     bootstrap,
     evaluation,
+    inference,
     metrics,
     model_cost,
     models,
@@ -29,7 +31,6 @@ from stages.common import (
     shards,
     splits,
     tables,
-    training,
 )
 from stages.common.evaluation import EvaluateParams
 from stages.common.run import UserError, progress, run, start_tensorflow
@@ -134,7 +135,7 @@ def main() -> None:
     columns = evaluation.slice_columns(rows, parameters.slice_columns)
     evaluation.image_weights(rows, parameters.weight_column)  # checked before anything heavy
     start_tensorflow()
-    training.forget_backup(paths.TRAINED_BY[name])
+    backups.forget(paths.TRAINED_BY[name])
     from stages.common import evaluation_plots
 
     folder = paths.IMAGES / "test"
@@ -143,7 +144,7 @@ def main() -> None:
     image_size = model.get_layer("resize").height
     batches = shards.batches(folder, parameters.batch_size, image_size=image_size)
     symmetries = parameters.test_time_augment.symmetries
-    probabilities, labels, ids = training.predict(
+    probabilities, labels, ids = inference.predict(
         averaged(models.on_device(model), symmetries),
         batches,
         index.count,

@@ -26,6 +26,7 @@ from stages.common import (
     runtime,
     shards,
     training,
+    training_params,
     weights,
     workers,
 )
@@ -37,7 +38,7 @@ GRADUAL_ALLOWED = "null, or a list of [epoch, what trains from then on], as [[1,
 
 
 @params.params_dataclass
-class FineTuneParams(weights.WeightParams, training.TrainingParams):
+class FineTuneParams(weights.WeightParams, training_params.TrainingParams):
     """Section `fine_tune`."""
 
     unfreeze: Annotated[
@@ -401,8 +402,8 @@ def main() -> None:
     index = shards.read_index(paths.IMAGES / "train")
     image_weights = weights.load(parameters, "fine_tune", index.class_names, index.class_counts)
     if parameters.batch_norm_statistics == "updated":
-        size = training.batch_size_without_single(parameters.batch_size, index.count)
-        parameters = training.with_batch_size(parameters, size, index.count)
+        size = training_params.batch_size_without_single(parameters.batch_size, index.count)
+        parameters = training_params.with_batch_size(parameters, size, index.count)
     start_tensorflow(seed, settings.deterministic)
     if cluster is None:
         strategy = runtime.strategy(settings.devices, parameters.batch_size)

@@ -15,6 +15,7 @@ from pydantic import Field, PlainValidator, field_validator, model_validator
 
 from stages.common import (
     blocks,
+    calibration,
     heads,
     linear_probe,
     models,
@@ -24,6 +25,7 @@ from stages.common import (
     shards,
     tables,
     training,
+    training_params,
     weights,
 )
 from stages.common.run import UserError, run, start_tensorflow
@@ -39,7 +41,7 @@ def _as_list(choice) -> list[int]:
 
 
 @params.params_dataclass
-class TrainHeadParams(weights.WeightParams, training.TrainingParams):
+class TrainHeadParams(weights.WeightParams, training_params.TrainingParams):
     """Section `train_head`."""
 
     head: params.Text
@@ -103,7 +105,7 @@ def batch_size_for(head, batch_size: int, images: int) -> int:
             "params.yaml, train_head.batch_size: expected 2 or more with a head that has "
             "BatchNorm, received 1; of a single image there is no variance to normalise by"
         )
-    return training.batch_size_without_single(batch_size, images)
+    return training_params.batch_size_without_single(batch_size, images)
 
 
 def one_view(dataset, seed: int, first_batch: int = 0):
@@ -141,7 +143,7 @@ def solve(head, image_weights) -> float:
         [[row[name] for name in columns] for row in solution.rows],
     )
     head.get_layer("logits").set_weights([solution.kernel, solution.bias])
-    temperature = training.fit_temperature(
+    temperature = calibration.fit_temperature(
         valid.features @ solution.kernel + solution.bias, valid.labels
     )
     print(f"temperature {temperature:.3f}")
@@ -170,7 +172,7 @@ def main() -> None:
     )
     head = build_head()
     batch_size = batch_size_for(head, parameters.batch_size, index.count)
-    parameters = training.with_batch_size(parameters, batch_size, index.count)
+    parameters = training_params.with_batch_size(parameters, batch_size, index.count)
 
     def save(temperature: float) -> None:
         backbone_model = models.at_layers(models.load(paths.BACKBONE), blocks.read_layers())

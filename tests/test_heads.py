@@ -14,6 +14,7 @@ from stages import extract_features, train_head
 from stages.common import (
     augment,
     backbones,
+    backups,
     explain,
     heads,
     linear_probe,
@@ -21,11 +22,10 @@ from stages.common import (
     params,
     paths,
     shards,
-    training,
 )
 from stages.common.run import UserError
-from tests.test_training import fit
 from tests.toy_project import OVERRIDES, ROOT
+from tests.training_toys import fit
 
 LAYERS = {"last": [], "one": ["block0_relu"], "several": ["block0_relu", "block1_relu"]}
 CHANNELS = {"last": 16, "one": 8, "several": 24}
@@ -316,7 +316,7 @@ def test_a_head_follows_from_the_seed(project):
     text, kernels = params.PARAMS_FILE.read_text(), []
     for seed in (0, 1, 1):
         params.PARAMS_FILE.write_text(text.replace("seed: 0", f"seed: {seed}"))
-        training.forget_backup("train_head")
+        backups.forget("train_head")
         train_head.main()
         kernels.append(models.load(paths.HEAD).get_layer("head").get_weights()[0])
     assert np.abs(kernels[0] - kernels[1]).max() > 0.1  # the order of images alone moves them less

@@ -8,9 +8,9 @@ import pytest
 
 from stages import backbone as backbone_stage
 from stages import fine_tune
-from stages.common import blocks, heads, hub, layer_table, models, training
+from stages.common import blocks, heads, hub, layer_table, models, optimizers
 from stages.common.run import UserError
-from tests.test_training import parameters
+from tests.training_toys import parameters
 
 pytestmark = pytest.mark.slow
 
@@ -126,7 +126,7 @@ def test_a_network_whose_encoder_gives_all_its_blocks_is_cut_listed_and_tuned(ke
     rates = fine_tune.rate_factors(
         trained.trainable_variables, classifier.get_layer("backbone"), 0.75
     )
-    training.compile_model(trained, given, 1, lambda epoch: rates)
+    optimizers.compile_model(trained, given, 1, lambda epoch: rates)
     images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3)).astype("float32")
     loss = trained.train_on_batch(images, np.eye(3, dtype="float32")[:2])[0]
     assert np.isfinite(loss)

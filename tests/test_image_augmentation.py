@@ -229,7 +229,7 @@ def test_rounding_errors_are_not_made_a_picture():
 
 def test_what_is_drawn_follows_from_the_epoch(images):
     layer = rand_augment(0.5)
-    callback = training._epoch_seeds_callback()
+    callback = training.epoch_seeds_callback()
     callback.set_model(layer)
 
     def epoch(number):

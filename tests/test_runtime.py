@@ -16,15 +16,16 @@ from stages import fine_tune as stage
 from stages.common import (
     augment,
     backbones,
+    backups,
     geometry,
     heads,
     image_augmentation,
     models,
+    optimizers,
     params,
     paths,
     runtime,
     shards,
-    training,
 )
 from stages.common.run import UserError, start_tensorflow
 from tests import ROOT
@@ -135,7 +136,7 @@ def test_two_devices_train_as_one_does(project, count, precision):
     results = {}
     for devices in (1, 2):
         write_params(project, precision=precision, average_decay=0.9, early_stopping_patience=3)
-        training.forget_backup("fine_tune")  # of the run before, which would be taken as finished
+        backups.forget("fine_tune")  # of the run before, which would be taken as finished
         done = run(project, devices)
         assert done.returncode == 0, done.stderr
         assert "resumed" not in done.stdout
@@ -321,7 +322,7 @@ def test_devices_draw_different_random_numbers_which_follow_from_the_epoch():
 with strategy.scope():
     layer = keras.layers.Dropout(0.5, seed=1)
     model = keras.Sequential([keras.Input((64,)), layer])
-callback = training._epoch_seeds_callback()
+callback = training.epoch_seeds_callback()
 callback.set_model(model)
 
 @tf.function
@@ -404,10 +405,10 @@ def test_what_stays_in_float32_and_when_the_loss_is_scaled():
     trained = models.training_model(model, keras.layers.Identity(), [32, 32, 3])
     assert trained(images).dtype == "float32"
     given = params.load("fine_tune", stage.FineTuneParams, ROOT / "params.yaml")
-    training.compile_model(trained, given, 4)
+    optimizers.compile_model(trained, given, 4)
     assert isinstance(trained.optimizer, keras.optimizers.LossScaleOptimizer)
     runtime.set_precision(backbone, "mixed_bfloat16")
-    training.compile_model(trained, given, 4)
+    optimizers.compile_model(trained, given, 4)
     assert not isinstance(trained.optimizer, keras.optimizers.LossScaleOptimizer)
 
 
@@ -516,18 +517,18 @@ def test_xla_is_left_out_of_training():
     # Else Keras turns it on where there is a GPU and no determinism, and random crops fail in it.
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     given = params.load("train_head", train_head.TrainHeadParams, ROOT / "params.yaml")
-    training.compile_model(model, given, 1)
+    optimizers.compile_model(model, given, 1)
     assert model.jit_compile is False
 
 
 def test_steps_that_python_does_not_see_train_alike(project, monkeypatch):
-    compile_model, asked = training.compile_model, []
+    compile_model, asked = optimizers.compile_model, []
 
     def compile_and_note(model, *arguments):
         compile_model(model, *arguments)
         asked.append(model.steps_per_execution)
 
-    monkeypatch.setattr(training, "compile_model", compile_and_note)
+    monkeypatch.setattr(optimizers, "compile_model", compile_and_note)
     # 32 images in batches of 8: 3 does not divide the epoch, 100 is more than it has.
     outcomes = []
     for steps_per_execution in (1, 3, 100):

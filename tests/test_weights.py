@@ -15,9 +15,11 @@ from sklearn.utils.class_weight import compute_class_weight
 from stages import fine_tune, train_head
 from stages.common import (
     backbones,
+    backups,
     blocks,
     heads,
     models,
+    optimizers,
     params,
     paths,
     shards,
@@ -28,7 +30,7 @@ from stages.common import (
 from stages.common.run import UserError
 from tests import ROOT
 from tests.test_params import error_of
-from tests.test_training import parameters
+from tests.training_toys import parameters
 
 CLASSES = ["cat", "dog", "owl"]
 COUNTS = [6, 3, 1]
@@ -251,7 +253,7 @@ def losses_of(model, features, labels) -> np.ndarray:
 def test_loss_of_a_batch_is_the_weighted_mean_by_hand_and_accuracy_counts_images():
     loaded = load(class_weights="balanced", sample_weight_column="quality")
     model = linear_model()
-    training.compile_model(model, parameters(), 1)
+    optimizers.compile_model(model, parameters(), 1)
     features = features_of(10)
     losses = losses_of(model, features, LABELS)
     correct = model.predict(features, verbose=0).argmax(axis=1) == LABELS
@@ -311,7 +313,7 @@ def test_a_class_of_weight_zero_has_no_influence():
     loaded = load(class_weights={"cat": 0, "dog": 1, "owl": 1})
     weigh = loaded.function()
     model = linear_model()
-    training.compile_model(model, parameters(optimizer="sgd", learning_rate=1.0), 1)
+    optimizers.compile_model(model, parameters(optimizer="sgd", learning_rate=1.0), 1)
     before = model.get_weights()
     one_hot = np.eye(3, dtype="float32")
     for labels, changes in (([0, 0, 0, 0], False), ([0, 1, 0, 0], True)):
@@ -334,7 +336,7 @@ def test_a_rare_class_is_found_more_often_with_weights(tmp_path, monkeypatch, ch
     write_features(tmp_path / "features", features, labels, ["common", "rare"])
     recalls = {}
     for wish in (None, choice):
-        training.forget_backup("toy")  # of the run before, which would be taken as finished
+        backups.forget("toy")  # of the run before, which would be taken as finished
         model = linear_model(classes=2)
         asked = wanted(class_weights=wish, class_balance_beta=0.999)
         training.train(

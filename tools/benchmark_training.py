@@ -23,9 +23,11 @@ from stages.common import (
     heads,
     models,
     onnx_engine,
+    optimizers,
     paths,
     shards,
     training,
+    training_params,
 )
 from stages.common.run import progress
 
@@ -155,7 +157,7 @@ def _head_as_the_tutorial(inputs, features, train, valid, index: shards.Index, s
 
     steps = -(-index.count // BATCH)
     model = keras.Model(inputs, _new_head(features.shape[-1], index, seed)(features))
-    training.compile_model(model, training.TrainingParams(**HEAD), steps)
+    optimizers.compile_model(model, training_params.TrainingParams(**HEAD), steps)
     history = model.fit(
         train.shuffle(steps, seed=seed), epochs=EPOCHS, validation_data=valid, verbose=0
     ).history
@@ -165,9 +167,9 @@ def _head_as_the_tutorial(inputs, features, train, valid, index: shards.Index, s
 def _head_as_ours(folder: Path, seed: int) -> float:
     """Trains a head on the features in a folder as train_head does; its validation accuracy."""
     index = shards.read_index(folder / "train")
-    given = training.TrainingParams(**HEAD)
+    given = training_params.TrainingParams(**HEAD)
     model = _new_head(index.shape[-1], index, seed)
-    training.compile_model(model, given, -(-index.count // BATCH))
+    optimizers.compile_model(model, given, -(-index.count // BATCH))
 
     def labelled(batches):
         return training.with_one_hot(batches, len(index.class_names))
@@ -259,13 +261,13 @@ def fine_tuning() -> tuple[Cases, int]:
     count = min(FINE_TUNED_IMAGES, index.count)
     classifier = models.load(paths.HEAD)
     side = classifier.get_layer("resize").height
-    given = training.TrainingParams(**HEAD)
+    given = training_params.TrainingParams(**HEAD)
 
     def compiled():
         nothing = augment.random_symmetry_layer([augment.IDENTITY], 0)
         model = models.training_model(classifier, nothing, index.shape or [side, side, 3])
         model.trainable = True
-        training.compile_model(model, given, count // BATCH)
+        optimizers.compile_model(model, given, count // BATCH)
         return model
 
     model = compiled()
