@@ -18,7 +18,6 @@ import numpy as np
 
 from stages.common import (
     augment,
-    backups,
     bootstrap,
     evaluation,
     inference,
@@ -34,6 +33,7 @@ from stages.common import (
 )
 from stages.common.evaluation import EvaluateParams
 from stages.common.run import UserError, progress, run, start_tensorflow
+from stages.common.training import backups
 
 
 def measure(

@@ -25,12 +25,12 @@ from stages.common import (
     paths,
     runtime,
     shards,
-    training,
-    training_params,
     weights,
     workers,
 )
 from stages.common.run import UserError, run, start_tensorflow
+from stages.common.training import loop
+from stages.common.training import parameters as training_params
 
 PATTERN = "regex:"
 SIZES_ALLOWED = "null, or a list of [epoch, pixels from then on], as [[1, 128], [9, 224]]"
@@ -350,7 +350,7 @@ def fine_tune(
         fine_tuned = models.with_temperature(model, temperature)
         models.save(fine_tuned, paths.FINE_TUNED, index.class_names, models.shrunk_to(paths.HEAD))
 
-    training.train(
+    loop.train(
         "fine_tune",
         trained,
         parameters,

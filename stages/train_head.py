@@ -24,11 +24,11 @@ from stages.common import (
     runtime,
     shards,
     tables,
-    training,
-    training_params,
     weights,
 )
 from stages.common.run import UserError, run, start_tensorflow
+from stages.common.training import loop
+from stages.common.training import parameters as training_params
 
 HIDDEN_UNITS_ALLOWED = "a whole number of 1 or more, or a list of such"
 
@@ -188,7 +188,7 @@ def main() -> None:
     if parameters.solver == "lbfgs":
         save(solve(head, image_weights))
     else:
-        training.train(
+        loop.train(
             "train_head",
             head,
             parameters,

@@ -3,7 +3,7 @@ import types
 
 import tensorflow as tf
 
-from stages.common import backups
+from stages.common.training import backups
 from tests.training_toys import parameters
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from stages.common import optimizers
+from stages.common.training import optimizers
 from tests.training_toys import fit, fit_until_input_ends, parameters, small_model, two_blobs
 
 

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from stages.common import augment, backbones, heads, models, optimizers, params, training
+from stages.common import augment, backbones, heads, models, params
 from stages.common.run import UserError
+from stages.common.training import loop, optimizers
 from stages.fine_tune import (
     FineTuneParams,
     largest_side,
@@ -312,7 +313,7 @@ def test_training_at_two_sizes_lowers_the_loss(toy_classifier, tmp_path):
     images, labels = eight_images()
     data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
     optimizers.compile_model(trained, given, 1)
-    history = training.fit(
+    history = loop.fit(
         trained,
         given,
         make_training_batches=lambda first: data.repeat(given.epochs - first),

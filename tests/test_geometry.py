@@ -109,3 +109,36 @@ def test_what_runs_sees_pictures_as_the_model_file_does(size, resize):
     images = np.random.default_rng(0).uniform(0, 255, (2, *size, 3)).astype(np.float32)
     layer = geometry.resizing_layer(24, resize)
     np.testing.assert_allclose(geometry.on_device(layer)(images), layer(images), atol=1e-3)
+
+
+def random_parts(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Noise pictures (4, height, width, 3), the corners and the extents of a part of each."""
+    random = np.random.default_rng(0)
+    images = random.uniform(0, 255, (4, *size, 3)).astype(np.float32)
+    extents = random.uniform(0.4, 1, (4, 2)).astype(np.float32)
+    return images, random.uniform(0, 1 - extents).astype(np.float32), extents
+
+
+def resized_by_pillow(images, side: int, corners, extents) -> np.ndarray:
+    """Bilinear, each channel by itself, which Pillow then does not round."""
+    height, width = images.shape[1:3]
+    resized = []
+    for image, corner, extent in zip(images, corners, extents, strict=True):
+        (top, left), (bottom, right) = corner * (height, width), (corner + extent) * (height, width)
+        of_channels = [
+            Image.fromarray(channel, mode="F").resize(
+                (side, side), Image.Resampling.BILINEAR, (left, top, right, bottom)
+            )
+            for channel in np.moveaxis(image, -1, 0)
+        ]
+        resized.append(np.stack(of_channels, axis=-1))
+    return np.stack(resized)
+
+
+@pytest.mark.parametrize("size", [(9, 9), (40, 40), (9, 20), (20, 40)])
+def test_a_part_is_resized_as_pillow_does_it(size):
+    """Whether it grows or shrinks, or one side does the one and the other the other."""
+    images, corners, extents = random_parts(size)
+    cropped = geometry.cropped(images, 20, corners, extents)
+    expected = resized_by_pillow(images, 20, corners, extents)
+    np.testing.assert_allclose(cropped, expected, atol=5e-3)

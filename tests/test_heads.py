@@ -14,7 +14,6 @@ from stages import extract_features, train_head
 from stages.common import (
     augment,
     backbones,
-    backups,
     explain,
     heads,
     linear_probe,
@@ -24,6 +23,7 @@ from stages.common import (
     shards,
 )
 from stages.common.run import UserError
+from stages.common.training import backups
 from tests.toy_project import OVERRIDES, ROOT
 from tests.training_toys import fit
 

@@ -8,8 +8,9 @@ import pytest
 
 from stages import backbone as backbone_stage
 from stages import fine_tune
-from stages.common import blocks, heads, hub, layer_table, models, optimizers
+from stages.common import blocks, heads, hub, layer_table, models
 from stages.common.run import UserError
+from stages.common.training import optimizers
 from tests.training_toys import parameters
 
 pytestmark = pytest.mark.slow

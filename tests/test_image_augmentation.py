@@ -3,10 +3,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
-from stages.common import geometry, image_augmentation, models, training
+from stages.common import geometry, image_augmentation, models
 from stages.common.image_augmentation import ImageAugmentationParams
+from stages.common.training import loop
+from tests.test_geometry import resized_by_pillow
 from tests.test_params import error_of
 
 OFF = {
@@ -67,20 +68,16 @@ def test_a_crop_of_nearly_all_is_stretched_less_so_that_it_keeps_its_area(images
 def test_a_crop_is_resized_once(monkeypatch, side):
     """From the picture's own pixels to the network's, whether it shrinks or grows."""
     noise = np.random.default_rng(0).uniform(0, 255, (32, 16, 16, 3)).astype("float32")
-    cropped, boxes = geometry.cropped, []
+    cropped, parts = geometry.cropped, []
 
-    def spied(images, corners, sides, side):
-        boxes.append(np.concatenate([corners, np.asarray(corners) + sides], axis=1))
-        return cropped(images, corners, sides, side)
+    def spied(images, side, *part):
+        parts.extend(np.asarray(one) for one in part)
+        return cropped(images, side, *part)
 
     monkeypatch.setattr(geometry, "cropped", spied)
     given = ImageAugmentationParams(**{**OFF, "crop_area": 0.5})
     result = image_augmentation.augmentation_layer(given, 0, side)(noise, training=True)
-    for picture, (top, left, bottom, right), crop in zip(noise, boxes[0] * 16, result, strict=True):
-        channel = Image.fromarray(picture[..., 0], mode="F")
-        edges = (left, top, right, bottom)
-        expected = channel.resize((side, side), Image.Resampling.BILINEAR, edges)
-        np.testing.assert_allclose(crop[..., 0], expected, atol=5e-3)
+    np.testing.assert_allclose(result, resized_by_pillow(noise, side, *parts), atol=5e-3)
 
 
 def test_small_pictures_are_enlarged_before_turns_and_shears_interpolate():
@@ -229,7 +226,7 @@ def test_rounding_errors_are_not_made_a_picture():
 
 def test_what_is_drawn_follows_from_the_epoch(images):
     layer = rand_augment(0.5)
-    callback = training.epoch_seeds_callback()
+    callback = loop.epoch_seeds_callback()
     callback.set_model(layer)
 
     def epoch(number):

@@ -16,19 +16,19 @@ from stages import fine_tune as stage
 from stages.common import (
     augment,
     backbones,
-    backups,
     geometry,
     heads,
     image_augmentation,
     models,
-    optimizers,
     params,
     paths,
     runtime,
     shards,
 )
 from stages.common.run import UserError, start_tensorflow
+from stages.common.training import backups, optimizers
 from tests import ROOT
+from tests.test_geometry import random_parts, resized_by_pillow
 
 NAMES = ["blue", "green", "red"]
 
@@ -267,7 +267,8 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 import keras
-from stages.common import models, training
+from stages.common import models
+from stages.common.training import loop, optimizers
 strategy = tf.distribute.MirroredStrategy()
 """
 
@@ -322,7 +323,7 @@ def test_devices_draw_different_random_numbers_which_follow_from_the_epoch():
 with strategy.scope():
     layer = keras.layers.Dropout(0.5, seed=1)
     model = keras.Sequential([keras.Input((64,)), layer])
-callback = training.epoch_seeds_callback()
+callback = loop.epoch_seeds_callback()
 callback.set_model(model)
 
 @tf.function
@@ -456,15 +457,22 @@ def test_on_a_gpu_pictures_are_resized_to_what_they_are_on_a_cpu(with_gpu, size,
 
 
 @pytest.mark.parametrize("side", [17, 48])
-def test_on_a_gpu_crops_are_what_they_are_on_a_cpu(monkeypatch, side):
-    random = np.random.default_rng(0)
-    images = random.uniform(0, 255, (3, 50, 30, 3)).astype(np.float32)
-    sides = random.uniform(0.4, 1, (3, 2)).astype(np.float32)
-    corners = random.uniform(0, 1 - sides).astype(np.float32)
-    expected = geometry.cropped(images, corners, sides, side)
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["a GPU"])
+def test_on_a_gpu_parts_are_resized_to_what_they_are_on_a_cpu(with_gpu, side):
+    images, corners, extents = random_parts((50, 30))
     compiled = tf.function(geometry.cropped, jit_compile=True)
-    np.testing.assert_allclose(compiled(images, corners, sides, side), expected, atol=5e-3)
+    expected = resized_by_pillow(images, side, corners, extents)
+    np.testing.assert_allclose(compiled(images, side, corners, extents), expected, atol=5e-3)
+
+
+@pytest.mark.parametrize("fixture", ["project", "with_gpu"])
+def test_pictures_of_the_size_that_is_wanted_are_not_resized(fixture, request):
+    request.getfixturevalue(fixture)
+    resized = tf.function(lambda images: geometry.antialiased(images, 24))
+    found = operations(resized, tf.TensorSpec([None, 24, 24, 3], tf.uint8))
+    assert not found & {"ScaleAndTranslate", "ResizeBilinear", "Einsum"}
+    images = np.full((1, 24, 24, 3), 7, np.uint8)
+    np.testing.assert_array_equal(resized(images), images)
+    assert resized(images).dtype == tf.float32
 
 
 @pytest.mark.parametrize(("sizes", "resized"), [([(1, 24)], False), ([(1, 24), (2, 32)], True)])
@@ -474,7 +482,7 @@ def test_crops_of_the_only_size_are_not_resized_again(project, sizes, resized):
     trained = models.training_model(model, augmentation, [40, 40, 3], image_sizes=sizes)
     stepped = tf.function(lambda crops: trained(crops, training=True))
     found = operations(stepped, tf.TensorSpec([None, 24, 24, 3], tf.float32))
-    assert ("ScaleAndTranslate" in found) == resized
+    assert bool(found & {"ScaleAndTranslate", "ResizeBilinear"}) == resized
 
 
 def test_on_a_gpu_no_picture_leaves_it_to_be_resized(project, with_gpu):
@@ -486,10 +494,11 @@ def test_on_a_gpu_no_picture_leaves_it_to_be_resized(project, with_gpu):
     running = models.on_device(model)
     evaluated = tf.function(lambda one: running(one, training=False))
     np.testing.assert_allclose(evaluated(images), model(images), atol=1e-4)
-    augmentation = augment.random_symmetry_layer([augment.IDENTITY], 0)
+    default = params.load("fine_tune", stage.FineTuneParams, ROOT / "params.yaml").augment
+    augmentation = image_augmentation.augmentation_layer(default, 0, 32)
     trained = models.training_model(model, augmentation, [40, 40, 3], image_sizes=[(1, 24)])
     trained.begin_epoch(1)
-    stepped = tf.function(lambda one: trained(one, training=True))
+    stepped = tf.function(lambda one: trained(augmentation(one, training=True), training=True))
     backbone = backbones.build("tiny", None, 32)
     extract = extract_features.feature_function(
         models.with_any_size(backbone), "pooled", [augment.IDENTITY]
@@ -514,7 +523,7 @@ def test_on_a_gpu_pictures_that_are_cropped_or_padded_stay_as_they_were(with_gpu
 
 
 def test_xla_is_left_out_of_training():
-    # Else Keras turns it on where there is a GPU and no determinism, and random crops fail in it.
+    # Else Keras turns it on where there is a GPU and no determinism; RandAugment fails in it.
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     given = params.load("train_head", train_head.TrainHeadParams, ROOT / "params.yaml")
     optimizers.compile_model(model, given, 1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from stages.common import backups, optimizers, time_budget
+from stages.common.training import backups, optimizers, time_budget
 from tests.training_toys import fit, fit_until_input_ends, parameters, small_model, two_blobs
 
 

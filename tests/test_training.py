@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from stages.common import augment, backups, learning_curve, optimizers, shards, training
+from stages.common import augment, shards
 from stages.common.run import UserError
+from stages.common.training import backups, learning_curve, loop, optimizers
 from tests.training_toys import (
     fit,
     fit_until_input_ends,
@@ -47,18 +48,18 @@ def test_train_numbers_batches_over_epochs_and_resumes_with_equal_data_only(tmp_
     monkeypatch.chdir(tmp_path)
     features, one_hot = two_blobs()
     labels = one_hot.argmax(axis=1)
-    first_batches, backups = [], []
+    first_batches, folders = [], []
 
     def fit_nothing(_model, _parameters, *, make_training_batches, backup, **_keys):
         make_training_batches(2)
-        backups.append(backup)
+        folders.append(backup)
         raise StopIteration
 
     def prepare(batches, first_batch):
         first_batches.append(first_batch)
         return batches
 
-    monkeypatch.setattr(training, "fit", fit_nothing)
+    monkeypatch.setattr(loop, "fit", fit_nothing)
     # Eight images a batch: four batches an epoch, of 32 images.
     for edited, value in ((None, 0), (None, 0), ("train", 9), ("valid", 9)):
         for split in ("train", "valid"):
@@ -66,7 +67,7 @@ def test_train_numbers_batches_over_epochs_and_resumes_with_equal_data_only(tmp_
             records = ((row, int(labels[n]), f"{n}") for n, row in enumerate(rows))
             shards.write_all(tmp_path / "data" / split, records, "float32", ["no", "yes"])
         with pytest.raises(StopIteration):
-            training.train(
+            loop.train(
                 "toy",
                 small_model(),
                 parameters(),
@@ -76,7 +77,7 @@ def test_train_numbers_batches_over_epochs_and_resumes_with_equal_data_only(tmp_
                 prepare=prepare,
             )
     assert first_batches == [0, 2 * 4] * 4
-    plain, again, other_train, other_valid = backups
+    plain, again, other_train, other_valid = folders
     assert plain == again
     assert len({plain, other_train, other_valid}) == 3
 
@@ -88,7 +89,7 @@ def test_what_could_not_be_saved_is_not_trained_again(tmp_path, monkeypatch, cap
     models, temperatures = [small_model(), small_model()], []
 
     def train(model, save):
-        training.train("toy", model, given, data=data, seed=0, save=save)
+        loop.train("toy", model, given, data=data, seed=0, save=save)
 
     def no_space(temperature):
         temperatures.append(temperature)
@@ -121,7 +122,7 @@ def test_equal_pictures_that_are_no_squares_train_as_squares(tmp_path, monkeypat
     pixels = keras.layers.Flatten()(quarter_turns(images))
     model = keras.Model(images, keras.layers.Dense(2)(pixels))
     saved = []
-    training.train(
+    loop.train(
         "toy",
         model,
         parameters(epochs=1),
@@ -154,5 +155,5 @@ def test_an_average_that_a_budget_cuts_short_is_told_of_at_the_end(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     given = parameters(epochs=1000, seconds_budget=1e-3, average_decay=0.99)
     data = write_blobs(tmp_path / "data")
-    training.train("toy", small_model(), given, data=data, seed=0, save=lambda _: None)
+    loop.train("toy", small_model(), given, data=data, seed=0, save=lambda _: None)
     assert "average_decay 0.99: after 4 steps 96 %" in capsys.readouterr().out

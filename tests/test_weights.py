@@ -13,21 +13,9 @@ from scipy.special import log_softmax
 from sklearn.utils.class_weight import compute_class_weight
 
 from stages import fine_tune, train_head
-from stages.common import (
-    backbones,
-    backups,
-    blocks,
-    heads,
-    models,
-    optimizers,
-    params,
-    paths,
-    shards,
-    splits,
-    training,
-    weights,
-)
+from stages.common import backbones, blocks, heads, models, params, paths, shards, splits, weights
 from stages.common.run import UserError
+from stages.common.training import backups, loop, optimizers
 from tests import ROOT
 from tests.test_params import error_of
 from tests.training_toys import parameters
@@ -260,7 +248,7 @@ def test_loss_of_a_batch_is_the_weighted_mean_by_hand_and_accuracy_counts_images
     ids = tf.constant([f"id {number}" for number in range(10)])
     # In two batches, the loss that an epoch reports is the mean over all of its images.
     batches = tf.data.Dataset.from_tensor_slices((features, LABELS, ids)).batch(7)
-    ((arrays, one_hot, given), _) = training.with_one_hot(batches, 3, loaded.function())
+    ((arrays, one_hot, given), _) = loop.with_one_hot(batches, 3, loaded.function())
     by_class = np.array([10 / 18, 10 / 9, 10 / 3])[LABELS]
     by_hand = by_class * QUALITY / (by_class * QUALITY).mean()
     np.testing.assert_allclose(given, by_hand[:7], rtol=1e-6)
@@ -273,7 +261,7 @@ def test_loss_of_a_batch_is_the_weighted_mean_by_hand_and_accuracy_counts_images
 
 def test_without_weights_the_dataset_has_none():
     batches = tf.data.Dataset.from_tensor_slices((features_of(10), LABELS, ["x"] * 10)).batch(5)
-    assert len(training.with_one_hot(batches, 3).element_spec) == 2
+    assert len(loop.with_one_hot(batches, 3).element_spec) == 2
 
 
 def write_features(folder, features, labels, class_names):
@@ -291,7 +279,7 @@ def test_history_has_the_weighted_loss_and_plain_accuracy_and_validation(tmp_pat
     model = linear_model()
     losses = losses_of(model, features, LABELS)
     correct = model.predict(features, verbose=0).argmax(axis=1) == LABELS
-    training.train(
+    loop.train(
         "toy",
         model,
         # A rate so small that all batches see the model as it is now.
@@ -339,7 +327,7 @@ def test_a_rare_class_is_found_more_often_with_weights(tmp_path, monkeypatch, ch
         backups.forget("toy")  # of the run before, which would be taken as finished
         model = linear_model(classes=2)
         asked = wanted(class_weights=wish, class_balance_beta=0.999)
-        training.train(
+        loop.train(
             "toy",
             model,
             parameters(learning_rate=0.05, epochs=15, batch_size=40),
@@ -432,7 +420,7 @@ def test_a_run_does_not_resume_what_began_with_other_weights(project, monkeypatc
         backups.append(backup.name)
         raise Stopped
 
-    monkeypatch.setattr(training, "fit", stop)
+    monkeypatch.setattr(loop, "fit", stop)
 
     def backup_with(**changes) -> str:
         project(stage, **changes)

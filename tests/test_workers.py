@@ -29,10 +29,10 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from stages import fine_tune
-from stages.common import training
+from stages.common.training import loop
 from stages.common.run import run
 
-stop, rename, train = sys.argv[1], Path.rename, training.train
+stop, rename, train = sys.argv[1], Path.rename, loop.train
 
 def rename_or_stop(path, target):
     if target.name == stop:
@@ -45,7 +45,7 @@ def train_and_show(stage, model, *arguments, **keys):
     np.savez("weights.npz", *[variable.numpy() for variable in model.trainable_variables])
     return temperature
 
-Path.rename, training.train = rename_or_stop, train_and_show
+Path.rename, loop.train = rename_or_stop, train_and_show
 run(fine_tune.main)
 """
 

@@ -6,7 +6,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from stages.common import optimizers, shards, training, training_params
+from stages.common import shards
+from stages.common.training import loop, optimizers
+from stages.common.training import parameters as training_params
 
 TRAINING = {
     "optimizer": "adamw",
@@ -51,7 +53,7 @@ def fit(model, tmp_path, make_validation=None, rate_factors=None, **changes):
     arrays = two_blobs()
     data = tf.data.Dataset.from_tensor_slices(arrays).batch(given.batch_size)
     optimizers.compile_model(model, given, 4, rate_factors)
-    return training.fit(
+    return loop.fit(
         model,
         given,
         make_training_batches=lambda first: data.repeat(given.epochs - first),
@@ -84,7 +86,7 @@ def fit_until_input_ends(model, given, broken, data, backup):
         )
 
     try:
-        training.fit(
+        loop.fit(
             model,
             given,
             make_training_batches=batches,

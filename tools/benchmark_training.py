@@ -17,19 +17,10 @@ from unittest import mock
 import numpy as np
 
 from stages import extract_features
-from stages.common import (
-    augment,
-    folding,
-    heads,
-    models,
-    onnx_engine,
-    optimizers,
-    paths,
-    shards,
-    training,
-    training_params,
-)
+from stages.common import augment, folding, heads, models, onnx_engine, paths, shards
 from stages.common.run import progress
+from stages.common.training import loop, optimizers
+from stages.common.training import parameters as training_params
 
 EPOCHS = 10  # of the tutorial's first phase
 BATCH = 32
@@ -68,7 +59,7 @@ def head_epochs() -> tuple[Cases, int]:
     classes = len(index.class_names)
 
     def labelled(split: str):
-        return training.with_one_hot(
+        return loop.with_one_hot(
             shards.batches(paths.IMAGES / split, BATCH, image_size=side), classes
         )
 
@@ -105,7 +96,7 @@ def head_accuracies(seeds: int) -> dict[str, list[float]]:
     inputs = keras.Input(pooled.output_shape[1:])
 
     def features_of(split: str):
-        batches = training.with_one_hot(
+        batches = loop.with_one_hot(
             shards.batches(paths.IMAGES / split, BATCH, image_size=side), len(index.class_names)
         )
         features, labels = zip(
@@ -172,14 +163,14 @@ def _head_as_ours(folder: Path, seed: int) -> float:
     optimizers.compile_model(model, given, -(-index.count // BATCH))
 
     def labelled(batches):
-        return training.with_one_hot(batches, len(index.class_names))
+        return loop.with_one_hot(batches, len(index.class_names))
 
     # A line for each epoch; and a backup, from which the next seed would go on.
     with (
         contextlib.redirect_stdout(io.StringIO()),
         tempfile.TemporaryDirectory(dir=folder) as backup,
     ):
-        history = training.fit(
+        history = loop.fit(
             model,
             given,
             make_training_batches=lambda first: labelled(
@@ -276,7 +267,7 @@ def fine_tuning() -> tuple[Cases, int]:
     steps = count // BATCH
 
     def batches():
-        return training.with_one_hot(
+        return loop.with_one_hot(
             shards.training_batches(
                 paths.IMAGES / "train", BATCH, seed=0, first_epoch=0, epochs=1, image_size=side
             ),

@@ -65,7 +65,7 @@ def random_symmetry_layer(symmetries: list[Symmetry], seed: int):
 
     It takes and returns (batch, height, width, channels); a transpose needs squares. It is part
     of the model that trains, never of the one that is saved. Its random state is a Keras seed
-    generator, which `training.fit` sets anew for each epoch.
+    generator, which `training.loop.fit` sets anew for each epoch.
     """
     import keras
     from keras import ops

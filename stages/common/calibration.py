@@ -1,4 +1,4 @@
-"""The temperature that makes a classifier's probabilities honest."""
+"""The temperature that calibrates a classifier's probabilities."""
 
 import numpy as np
 

@@ -82,11 +82,16 @@ def augmentation_layer(parameters: ImageAugmentationParams, seed: int, network_s
 
     Args:
         parameters: the section.
-        seed: of all of it; `training.fit` sets the layers' random states anew for each epoch.
+        seed: of all of it; `training.loop.fit` sets the layers' random states anew for each epoch.
         network_side: in pixels, of the largest squares that the network sees in training. A crop
             that was brought to the picture's size first would be resized twice, and what turns and
             shears interpolate between few pixels is blurred: RandAugment changes pictures that have
-            been enlarged.
+            been enlarged. In epochs that see smaller squares all of them are shrunk once more.
+
+    Returns:
+        A layer. In training it gives (batch, network_side, network_side, channels), float32, with
+        crops; with RandAugment alone squares of that size where the pictures are smaller; else
+        pictures of the size that they had. Out of training it leaves all as it is.
     """
     import keras
 
@@ -184,8 +189,8 @@ def _random_crop_layer(least_area: float, seed: int, side: int):
             widths = ops.minimum(ops.sqrt(area * stretch), 1.0)
             top = uniform(0.0, 1.0) * (1.0 - heights)
             left = uniform(0.0, 1.0) * (1.0 - widths)
-            corners, sides = ops.stack([top, left], axis=1), ops.stack([heights, widths], axis=1)
-            return geometry.cropped(images, corners, sides, side)
+            corners, extents = ops.stack([top, left], axis=1), ops.stack([heights, widths], axis=1)
+            return geometry.cropped(images, side, corners, extents)
 
     return RandomCropAndResize()
 

@@ -6,7 +6,17 @@ from stages.common.run import progress
 
 
 def predict(model, dataset, total: int, description: str) -> tuple[np.ndarray, np.ndarray, list]:
-    """Runs a model over (arrays, labels, ids) batches; outputs, labels and ids in order."""
+    """Runs a model over a data set once.
+
+    Args:
+        model: called with `training=False`.
+        dataset: (arrays, labels, ids) batches.
+        total: the number of images, for the progress bar.
+        description: of the pass, likewise.
+
+    Returns:
+        Outputs (images, …), labels (images,) int64 and ids, in order.
+    """
     import tensorflow as tf
 
     forward = tf.function(lambda arrays: model(arrays, training=False), reduce_retracing=True)

@@ -274,7 +274,7 @@ def training_model(
         network_at_any_size, head_at_any_size = _of_any_size(network), _of_any_size(head)
         _try_sizes([network_at_any_size, *pool, head_at_any_size], image_sizes, image_size)
         first_epochs = [first for first, _ in image_sizes]
-        # A number where it stays: what has that size already is then left as it is.
+        # A number where it stays: crops, which have that size already, are not resized again.
         constant = image_sizes[0][1] if first_epochs == [1] else None
         # No part of the model either: it follows from the epoch and needs no backup.
         side = keras.Variable(image_size, trainable=False, dtype="int32")

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from stages.common import files
-from stages.common.learning_curve import LearningCurve
-from stages.common.training_params import TrainingParams
+from stages.common.training.learning_curve import LearningCurve
+from stages.common.training.parameters import TrainingParams
 
 
 class BestWeights:
@@ -39,6 +39,7 @@ class BestWeights:
         return {self._folder / f"best-{epoch + 1:06}.weights.h5" for epoch in order}
 
     def callback(self):
+        """Keeps the best epochs' weights, and ends training where patience is at its end."""
         import keras
 
         best = self

@@ -6,19 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.common import (
-    backups,
-    calibration,
-    device_shares,
-    inference,
-    learning_curve,
-    optimizers,
-    paths,
-    shards,
-)
-from stages.common.best_weights import BestWeights
-from stages.common.time_budget import Budget
-from stages.common.training_params import TrainingParams
+from stages.common import calibration, device_shares, inference, paths, shards
+from stages.common.training import backups, learning_curve, optimizers
+from stages.common.training.best_weights import BestWeights
+from stages.common.training.parameters import TrainingParams
+from stages.common.training.time_budget import Budget
 
 
 def with_one_hot(dataset, classes: int, weigh=None):

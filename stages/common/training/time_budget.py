@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from stages.common import files
-from stages.common.training_params import TrainingParams
+from stages.common.training.parameters import TrainingParams
 
 LONGEST_WARM_UP = 0.1  # part of seconds_budget, since an epoch may take longer than all of it
 
@@ -27,6 +27,7 @@ class Budget:
 
     @property
     def spent(self) -> bool:
+        """Whether there is a budget and nothing of it is left."""
         budget = self._parameters.seconds_budget
         return budget is not None and self.seconds >= budget
 
@@ -52,6 +53,7 @@ class Budget:
         return parameters.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def callbacks(self, steps_per_epoch: int) -> list:
+        """One that sets the rate of each step and ends training in time; none without a budget."""
         import keras
 
         if self._parameters.seconds_budget is None:

@@ -1,10 +1,10 @@
-"""The optimizer of a training stage: schedule, weight decay, clipping, layers' rates, averages."""
+"""How training takes its steps: schedule, weight decay, clipping, layers' rates, averages, loss."""
 
 import math
 from collections.abc import Callable, Sequence
 
 from stages.common import models
-from stages.common.training_params import TrainingParams
+from stages.common.training.parameters import TrainingParams
 
 MOST_OF_THE_START = 0.05  # share of the first weights in an average that goes without a word
 
@@ -95,14 +95,14 @@ def compile_model(
             from_logits=True, label_smoothing=parameters.label_smoothing
         ),
         metrics=["accuracy"],  # takes every image once, whatever its weight
-        # By itself Keras turns XLA on where there is a GPU and no determinism; XLA has no kernels
-        # for random crops and shifts, and the first step would end in its error.
+        # By itself Keras turns XLA on where there is a GPU and no determinism; XLA has no kernel
+        # for what turns and shears in RandAugment, and the first step would end in its error.
         jit_compile=False,
         steps_per_execution=_largest_divisor(steps_per_epoch, steps_per_execution),
     )
     if parameters.average_decay is not None:
         # Keras begins with zeros until the first step, which a scaled loss may skip for an epoch.
-        for variable, average in averages(model):
+        for variable, average in _averages(model):
             average.assign(variable)
 
 
@@ -138,9 +138,9 @@ def describe_average(parameters: TrainingParams, steps: int) -> str | None:
     )
 
 
-def averages(model) -> list[tuple]:
+def _averages(model) -> list[tuple]:
     """Each variable that trains, and the moving average of it that the optimizer keeps."""
-    averages = inner_optimizer(model)._model_variables_moving_average
+    averages = _inner_optimizer(model)._model_variables_moving_average
     return list(zip(model.trainable_variables, averages, strict=True))
 
 
@@ -220,7 +220,7 @@ def _with_clipping_of_the_sum(kind):
     return OptimizerThatClipsTheSum
 
 
-def inner_optimizer(model):
+def _inner_optimizer(model):
     """The optimizer that takes the steps, inside one that scales the loss."""
     return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
@@ -229,7 +229,7 @@ def begin_epoch_callback(model):
     """Tells which epoch begins, from 1, whatever follows from it: a model, its optimizer."""
     import keras
 
-    told = [part for part in (model, inner_optimizer(model)) if hasattr(part, "begin_epoch")]
+    told = [part for part in (model, _inner_optimizer(model)) if hasattr(part, "begin_epoch")]
 
     def begin(epoch, logs):
         for part in told:
@@ -247,7 +247,7 @@ def average_callbacks() -> list:
     import keras
 
     def swap(model):
-        for variable, average in averages(model):
+        for variable, average in _averages(model):
             current = variable.numpy()
             variable.assign(average)
             average.assign(current)

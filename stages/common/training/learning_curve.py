@@ -28,21 +28,23 @@ def check_finite(epoch: int, loss: float, validation_loss: float | None = None) 
 class LearningCurve:
     """The rows of the learning curve, kept in a CSV file while training goes on."""
 
-    def __init__(self, path: Path, epochs: int):
+    def __init__(self, path: Path, kept_epochs: int):
+        """Begins with as many rows as there are epochs in the backup."""
         self.path, self.rows = path, []
-        if epochs:
+        if kept_epochs:
             with path.open(newline="", encoding="utf-8") as file:
                 rows = [
                     {key: float(text) for key, text in row.items()} for row in csv.DictReader(file)
                 ]
             # An epoch that was written but not backed up is trained again.
-            self.rows = [{**row, "epoch": int(row["epoch"])} for row in rows[:epochs]]
+            self.rows = [{**row, "epoch": int(row["epoch"])} for row in rows[:kept_epochs]]
 
     def add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
         write(self.path, self.rows)
 
     def callback(self, images_per_epoch: int, epochs: int):
+        """Adds a row at each epoch's end, and tells of the rate; of `epochs` in all."""
         import keras
 
         history = self
@@ -86,6 +88,6 @@ class LearningCurve:
 
 
 def write(path: Path, rows: Sequence[dict[str, float]]) -> None:
-    """One row an epoch, as `fit` returns them."""
+    """One row an epoch, as `loop.fit` returns them."""
     values = [[row[name] for name in COLUMNS] for row in rows]
     tables.write_csv(path, COLUMNS, values)

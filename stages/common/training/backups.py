@@ -55,13 +55,13 @@ def kept_epochs(backup: Path) -> dict[int, Path]:
 
 
 def latest(backup: Path) -> tuple[int, Path | None]:
-    """The number of epochs that the newest complete backup holds, and its folder."""
+    """How many epochs the newest complete backup holds, and its folder; (0, None) without one."""
     kept = kept_epochs(backup)
     return max(kept.items()) if kept else (0, None)
 
 
 def forget_epochs_after(backup: Path, epoch: int) -> None:
-    """Removes what another worker does not have."""
+    """Removes backups of later epochs than the last one that all workers hold."""
     for number, folder in kept_epochs(backup).items():
         if number > epoch:
             shutil.rmtree(folder)
