@@ -30,7 +30,11 @@ from stages.common import (
 )
 from stages.common.run import UserError, run, start_tensorflow
 from stages.common.training import loop
-from stages.common.training import parameters as training_params
+from stages.common.training.parameters import (
+    TrainingParams,
+    batch_size_without_single,
+    with_batch_size,
+)
 
 PATTERN = "regex:"
 SIZES_ALLOWED = "null, or a list of [epoch, pixels from then on], as [[1, 128], [9, 224]]"
@@ -38,7 +42,7 @@ GRADUAL_ALLOWED = "null, or a list of [epoch, what trains from then on], as [[1,
 
 
 @params.params_dataclass
-class FineTuneParams(weights.WeightParams, training_params.TrainingParams):
+class FineTuneParams(weights.WeightParams, TrainingParams):
     """Section `fine_tune`."""
 
     unfreeze: Annotated[
@@ -402,8 +406,8 @@ def main() -> None:
     index = shards.read_index(paths.IMAGES / "train")
     image_weights = weights.load(parameters, "fine_tune", index.class_names, index.class_counts)
     if parameters.batch_norm_statistics == "updated":
-        size = training_params.batch_size_without_single(parameters.batch_size, index.count)
-        parameters = training_params.with_batch_size(parameters, size, index.count)
+        size = batch_size_without_single(parameters.batch_size, index.count)
+        parameters = with_batch_size(parameters, size, index.count)
     start_tensorflow(seed, settings.deterministic)
     if cluster is None:
         strategy = runtime.strategy(settings.devices, parameters.batch_size)

@@ -28,7 +28,11 @@ from stages.common import (
 )
 from stages.common.run import UserError, run, start_tensorflow
 from stages.common.training import loop
-from stages.common.training import parameters as training_params
+from stages.common.training.parameters import (
+    TrainingParams,
+    batch_size_without_single,
+    with_batch_size,
+)
 
 HIDDEN_UNITS_ALLOWED = "a whole number of 1 or more, or a list of such"
 
@@ -41,7 +45,7 @@ def _as_list(choice) -> list[int]:
 
 
 @params.params_dataclass
-class TrainHeadParams(weights.WeightParams, training_params.TrainingParams):
+class TrainHeadParams(weights.WeightParams, TrainingParams):
     """Section `train_head`."""
 
     head: params.Text
@@ -105,7 +109,7 @@ def batch_size_for(head, batch_size: int, images: int) -> int:
             "params.yaml, train_head.batch_size: expected 2 or more with a head that has "
             "BatchNorm, received 1; of a single image there is no variance to normalise by"
         )
-    return training_params.batch_size_without_single(batch_size, images)
+    return batch_size_without_single(batch_size, images)
 
 
 def one_view(dataset, seed: int, first_batch: int = 0):
@@ -172,7 +176,7 @@ def main() -> None:
     )
     head = build_head()
     batch_size = batch_size_for(head, parameters.batch_size, index.count)
-    parameters = training_params.with_batch_size(parameters, batch_size, index.count)
+    parameters = with_batch_size(parameters, batch_size, index.count)
 
     def save(temperature: float) -> None:
         backbone_model = models.at_layers(models.load(paths.BACKBONE), blocks.read_layers())

@@ -1,4 +1,4 @@
-"""Pictures that are no squares: what the pipeline stores, and what a model file does to them."""
+"""Pictures that are no squares, in the pipeline and by a model file; and parts of pictures."""
 
 import keras
 import numpy as np
@@ -6,6 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from stages.common import backbones, geometry, models
+from tests.resized_parts import random_parts, resized_by_pillow
 
 # Red, green and blue thirds of a wide picture, under each other or side by side.
 THIRDS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
@@ -111,31 +112,7 @@ def test_what_runs_sees_pictures_as_the_model_file_does(size, resize):
     np.testing.assert_allclose(geometry.on_device(layer)(images), layer(images), atol=1e-3)
 
 
-def random_parts(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Noise pictures (4, height, width, 3), the corners and the extents of a part of each."""
-    random = np.random.default_rng(0)
-    images = random.uniform(0, 255, (4, *size, 3)).astype(np.float32)
-    extents = random.uniform(0.4, 1, (4, 2)).astype(np.float32)
-    return images, random.uniform(0, 1 - extents).astype(np.float32), extents
-
-
-def resized_by_pillow(images, side: int, corners, extents) -> np.ndarray:
-    """Bilinear, each channel by itself, which Pillow then does not round."""
-    height, width = images.shape[1:3]
-    resized = []
-    for image, corner, extent in zip(images, corners, extents, strict=True):
-        (top, left), (bottom, right) = corner * (height, width), (corner + extent) * (height, width)
-        of_channels = [
-            Image.fromarray(channel, mode="F").resize(
-                (side, side), Image.Resampling.BILINEAR, (left, top, right, bottom)
-            )
-            for channel in np.moveaxis(image, -1, 0)
-        ]
-        resized.append(np.stack(of_channels, axis=-1))
-    return np.stack(resized)
-
-
-@pytest.mark.parametrize("size", [(9, 9), (40, 40), (9, 20), (20, 40)])
+@pytest.mark.parametrize("size", [(9, 9), (40, 40), (9, 20), (20, 40), (1, 4)])
 def test_a_part_is_resized_as_pillow_does_it(size):
     """Whether it grows or shrinks, or one side does the one and the other the other."""
     images, corners, extents = random_parts(size)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from stages.common import geometry, image_augmentation, models
 from stages.common.image_augmentation import ImageAugmentationParams
 from stages.common.training import loop
-from tests.test_geometry import resized_by_pillow
+from tests.resized_parts import resized_by_pillow
 from tests.test_params import error_of
 
 OFF = {

@@ -28,7 +28,7 @@ from stages.common import (
 from stages.common.run import UserError, start_tensorflow
 from stages.common.training import backups, optimizers
 from tests import ROOT
-from tests.test_geometry import random_parts, resized_by_pillow
+from tests.resized_parts import random_parts, resized_by_pillow
 
 NAMES = ["blue", "green", "red"]
 
@@ -464,9 +464,10 @@ def test_on_a_gpu_parts_are_resized_to_what_they_are_on_a_cpu(with_gpu, side):
     np.testing.assert_allclose(compiled(images, side, corners, extents), expected, atol=5e-3)
 
 
-@pytest.mark.parametrize("fixture", ["project", "with_gpu"])
-def test_pictures_of_the_size_that_is_wanted_are_not_resized(fixture, request):
-    request.getfixturevalue(fixture)
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_pictures_of_the_size_that_is_wanted_are_not_resized(on_gpu, request):
+    if on_gpu:
+        request.getfixturevalue("with_gpu")
     resized = tf.function(lambda images: geometry.antialiased(images, 24))
     found = operations(resized, tf.TensorSpec([None, 24, 24, 3], tf.uint8))
     assert not found & {"ScaleAndTranslate", "ResizeBilinear", "Einsum"}
@@ -495,6 +496,7 @@ def test_on_a_gpu_no_picture_leaves_it_to_be_resized(project, with_gpu):
     evaluated = tf.function(lambda one: running(one, training=False))
     np.testing.assert_allclose(evaluated(images), model(images), atol=1e-4)
     default = params.load("fine_tune", stage.FineTuneParams, ROOT / "params.yaml").augment
+    # To 32 and then to 24, so that both ways to resize are in the graph.
     augmentation = image_augmentation.augmentation_layer(default, 0, 32)
     trained = models.training_model(model, augmentation, [40, 40, 3], image_sizes=[(1, 24)])
     trained.begin_epoch(1)

@@ -1,4 +1,5 @@
 import re
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tests.training_toys import fit, fit_until_input_ends, parameters, small_mod
 
 def test_a_budget_ends_training_and_brings_the_rate_down(tmp_path, monkeypatch):
     seconds = iter(np.arange(0, 10_000, 0.5))
-    monkeypatch.setattr(time_budget.time, "perf_counter", lambda: float(next(seconds)))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
     history = fit(small_model(), tmp_path, epochs=1000, schedule="cosine", seconds_budget=60.0)
     assert 1 < len(history) < 100
     rates = [row["learning_rate"] for row in history]
@@ -19,11 +20,11 @@ def test_a_budget_ends_training_and_brings_the_rate_down(tmp_path, monkeypatch):
 
 
 class Clock:
-    """In place of the time: each look at it takes a moment, all else is passed by hand."""
+    """In place of the time of all modules: a look at it takes a moment, all else is by hand."""
 
     def __init__(self, monkeypatch, moment: float = 1e-3):
         self.now, self.moment = 0.0, moment
-        monkeypatch.setattr(time_budget.time, "perf_counter", self)
+        monkeypatch.setattr(time, "perf_counter", self)
 
     def __call__(self) -> float:
         self.now += self.moment

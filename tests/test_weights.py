@@ -414,10 +414,10 @@ class Stopped(Exception):
 def test_a_run_does_not_resume_what_began_with_other_weights(project, monkeypatch, stage):
     main, _ = STAGES[stage]
     models.save(new_classifier(), paths.HEAD)
-    backups = []
+    folders = []
 
     def stop(*_arguments, backup, **_keys):
-        backups.append(backup.name)
+        folders.append(backup.name)
         raise Stopped
 
     monkeypatch.setattr(loop, "fit", stop)
@@ -426,7 +426,7 @@ def test_a_run_does_not_resume_what_began_with_other_weights(project, monkeypatc
         project(stage, **changes)
         with contextlib.suppress(Stopped):
             main()
-        return backups[-1]
+        return folders[-1]
 
     plain = backup_with()
     with_column = backup_with(sample_weight_column="quality")
@@ -436,7 +436,7 @@ def test_a_run_does_not_resume_what_began_with_other_weights(project, monkeypatc
     splits.SPLITS_FILE.write_text(text.replace("train 1,train,dog,,1", "train 1,train,dog,,7"))
     assert plain == backup_with()  # which reads no table
     edited = backup_with(sample_weight_column="quality")
-    assert len(backups) == 6
+    assert len(folders) == 6
     for one, other in itertools.combinations((plain, with_column, balanced, edited), 2):
         assert one != other
 

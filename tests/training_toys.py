@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from stages.common import shards
 from stages.common.training import loop, optimizers
-from stages.common.training import parameters as training_params
+from stages.common.training.parameters import TrainingParams
 
 TRAINING = {
     "optimizer": "adamw",
@@ -28,8 +28,8 @@ TRAINING = {
 }
 
 
-def parameters(**changes) -> training_params.TrainingParams:
-    return training_params.TrainingParams(**{**TRAINING, **changes})
+def parameters(**changes) -> TrainingParams:
+    return TrainingParams(**{**TRAINING, **changes})
 
 
 def small_model() -> keras.Model:

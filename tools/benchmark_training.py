@@ -20,7 +20,7 @@ from stages import extract_features
 from stages.common import augment, folding, heads, models, onnx_engine, paths, shards
 from stages.common.run import progress
 from stages.common.training import loop, optimizers
-from stages.common.training import parameters as training_params
+from stages.common.training.parameters import TrainingParams
 
 EPOCHS = 10  # of the tutorial's first phase
 BATCH = 32
@@ -148,7 +148,7 @@ def _head_as_the_tutorial(inputs, features, train, valid, index: shards.Index, s
 
     steps = -(-index.count // BATCH)
     model = keras.Model(inputs, _new_head(features.shape[-1], index, seed)(features))
-    optimizers.compile_model(model, training_params.TrainingParams(**HEAD), steps)
+    optimizers.compile_model(model, TrainingParams(**HEAD), steps)
     history = model.fit(
         train.shuffle(steps, seed=seed), epochs=EPOCHS, validation_data=valid, verbose=0
     ).history
@@ -158,7 +158,7 @@ def _head_as_the_tutorial(inputs, features, train, valid, index: shards.Index, s
 def _head_as_ours(folder: Path, seed: int) -> float:
     """Trains a head on the features in a folder as train_head does; its validation accuracy."""
     index = shards.read_index(folder / "train")
-    given = training_params.TrainingParams(**HEAD)
+    given = TrainingParams(**HEAD)
     model = _new_head(index.shape[-1], index, seed)
     optimizers.compile_model(model, given, -(-index.count // BATCH))
 
@@ -252,7 +252,7 @@ def fine_tuning() -> tuple[Cases, int]:
     count = min(FINE_TUNED_IMAGES, index.count)
     classifier = models.load(paths.HEAD)
     side = classifier.get_layer("resize").height
-    given = training_params.TrainingParams(**HEAD)
+    given = TrainingParams(**HEAD)
 
     def compiled():
         nothing = augment.random_symmetry_layer([augment.IDENTITY], 0)

@@ -149,7 +149,7 @@ def antialiased(images, side):
     if isinstance(side, int) and tuple(images.shape[1:3]) == (side, side):
         return tf.cast(images, tf.float32)
     if tf.config.list_physical_devices("GPU"):
-        return _products(images, side)
+        return _products(images, side, tf.zeros(2), tf.ones(2))
     return tf.image.resize(images, [side, side], antialias=not _grow(images, side))
 
 
@@ -203,9 +203,9 @@ def cropped(images, side: int, corners, extents):
 
 
 def _enlarged_parts(images, side: int, corners, extents):
-    """What `cropped` does where pictures grow, by a kernel that takes half of the time.
+    """What `cropped` does where pictures grow, by `tf.image.crop_and_resize`, in half of the time.
 
-    It places the first and the last pixel of a part on its edges, and knows nothing beyond the
+    That places the first and the last pixel of a part on its edges, and knows nothing beyond the
     picture's outermost centres: pictures get a rim, and parts are given by centres.
     """
     import tensorflow as tf
@@ -219,17 +219,19 @@ def _enlarged_parts(images, side: int, corners, extents):
     return tf.image.crop_and_resize(rim, boxes, tf.range(tf.shape(images)[0]), [side, side])
 
 
-def _products(images, side, corners=None, extents=None):
-    """What `antialiased` and, of parts, `cropped` do: products from the left and from the right.
+def _products(images, side, corners, extents):
+    """What `antialiased` and `cropped` do on a GPU: a product from the left and one from the right.
 
-    A GPU may round what it multiplies to TensorFloat-32, here to 0.1 of 255.
+    Where it rounds what it multiplies to TensorFloat-32, by 0.2 of 255 at most as emulated.
+
+    Args:
+        images, side: see `antialiased`.
+        corners, extents: (2,) for all or (batch, 2), see `cropped`.
     """
     import tensorflow as tf
 
     images = tf.cast(images, tf.float32)
     height, width = tf.unstack(tf.shape(images)[1:3])
-    if corners is None:
-        corners, extents = tf.zeros(2), tf.ones(2)
     rows = _triangles(height, side, corners[..., 0], extents[..., 0])
     columns = _triangles(width, side, corners[..., 1], extents[..., 1])
     lower = tf.einsum("...ih,...hwc->...iwc", rows, images)

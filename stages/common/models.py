@@ -273,9 +273,9 @@ def training_model(
     if image_sizes is not None:
         network_at_any_size, head_at_any_size = _of_any_size(network), _of_any_size(head)
         _try_sizes([network_at_any_size, *pool, head_at_any_size], image_sizes, image_size)
-        first_epochs = [first for first, _ in image_sizes]
-        # A number where it stays: crops, which have that size already, are not resized again.
-        constant = image_sizes[0][1] if first_epochs == [1] else None
+        # A number where it never changes: crops of that size are not resized again, and smaller
+        # pictures take the plain resize.
+        only_side = image_sizes[0][1] if [first for first, _ in image_sizes] == [1] else None
         # No part of the model either: it follows from the epoch and needs no backup.
         side = keras.Variable(image_size, trainable=False, dtype="int32")
 
@@ -352,7 +352,7 @@ def training_model(
             # As the classifier's input does: a resize of bytes would round to bytes.
             images = ops.cast(images, "float32")
             if training and image_sizes is not None:
-                resized = geometry.antialiased(images, constant or side.value)
+                resized = geometry.antialiased(images, only_side or side.value)
                 features = network_at_any_size(resized, training=update_statistics)
                 classify = head_at_any_size
             else:

@@ -1,1 +1,1 @@
-"""What the two training stages share."""
+"""What both training stages are made of: params, the loop, optimizers, backups, learning curve."""

@@ -13,18 +13,18 @@ from stages.common.training.parameters import TrainingParams
 class BestWeights:
     """Early stopping and the mean of the best epochs, with a memory that survives a kill.
 
-    It is all in the history and a file for each of the best epochs. Keras' EarlyStopping keeps its
-    best weights and its patience in the process alone.
+    It is all in the learning curve and a file for each of the best epochs. Keras' EarlyStopping
+    keeps its best weights and its patience in the process alone.
     """
 
-    def __init__(self, folder: Path, parameters: TrainingParams, history: LearningCurve):
-        self._folder, self._history = folder, history
+    def __init__(self, folder: Path, parameters: TrainingParams, curve: LearningCurve):
+        self._folder, self._curve = folder, curve
         self._patience = parameters.early_stopping_patience
         self._count = parameters.averaged_epochs or (0 if self._patience is None else 1)
 
     @property
     def _losses(self) -> list[float]:
-        return [row["val_loss"] for row in self._history.rows]
+        return [row["val_loss"] for row in self._curve.rows]
 
     @property
     def exhausted(self) -> bool:

@@ -28,16 +28,16 @@ def check_finite(epoch: int, loss: float, validation_loss: float | None = None) 
 class LearningCurve:
     """The rows of the learning curve, kept in a CSV file while training goes on."""
 
-    def __init__(self, path: Path, kept_epochs: int):
-        """Begins with as many rows as there are epochs in the backup."""
+    def __init__(self, path: Path, epochs_done: int):
+        """Begins with the rows of as many epochs, those of the backup."""
         self.path, self.rows = path, []
-        if kept_epochs:
+        if epochs_done:
             with path.open(newline="", encoding="utf-8") as file:
                 rows = [
                     {key: float(text) for key, text in row.items()} for row in csv.DictReader(file)
                 ]
             # An epoch that was written but not backed up is trained again.
-            self.rows = [{**row, "epoch": int(row["epoch"])} for row in rows[:kept_epochs]]
+            self.rows = [{**row, "epoch": int(row["epoch"])} for row in rows[:epochs_done]]
 
     def add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
@@ -47,9 +47,9 @@ class LearningCurve:
         """Adds a row at each epoch's end, and tells of the rate; of `epochs` in all."""
         import keras
 
-        history = self
+        curve = self
 
-        class HistoryCallback(keras.callbacks.Callback):
+        class LearningCurveCallback(keras.callbacks.Callback):
             def on_epoch_begin(self, epoch, logs=None):
                 self.epoch = epoch + 1
                 self.started = self.reported = time.perf_counter()
@@ -75,7 +75,7 @@ class LearningCurve:
             def on_epoch_end(self, epoch, logs=None):
                 check_finite(epoch + 1, logs["loss"], logs["val_loss"])
                 rate = float(self.model.optimizer.learning_rate.numpy())
-                history.add({"epoch": epoch + 1, "learning_rate": rate, **logs})
+                curve.add({"epoch": epoch + 1, "learning_rate": rate, **logs})
                 print(
                     f"epoch {epoch + 1}/{epochs}: loss {logs['loss']:.4f}, "
                     f"accuracy {logs['accuracy']:.4f}, validation loss {logs['val_loss']:.4f}, "
@@ -84,7 +84,7 @@ class LearningCurve:
                     flush=True,
                 )
 
-        return HistoryCallback()
+        return LearningCurveCallback()
 
 
 def write(path: Path, rows: Sequence[dict[str, float]]) -> None:

@@ -1,4 +1,4 @@
-"""What the two training stages share: a loop that an interruption costs one epoch at most."""
+"""The loop of both training stages, which an interruption costs one epoch at most."""
 
 import functools
 import shutil
@@ -119,7 +119,7 @@ def train(
         ),
         images_per_epoch=index.count,
         backup=backup,
-        loop=None if team is None else team.loop(name, index.count, validation_index.count),
+        team_loop=None if team is None else team.loop(name, index.count, validation_index.count),
     )
     # A budget of seconds, or early stopping, may leave fewer steps than there might have been.
     steps = len(history) * steps_per_epoch
@@ -146,7 +146,7 @@ def fit(
     validation_batches,
     images_per_epoch: int,
     backup: Path,
-    loop=None,
+    team_loop=None,
 ) -> list[dict[str, float]]:
     """Trains to the last epoch, from the last one that was backed up.
 
@@ -159,25 +159,26 @@ def fit(
         validation_batches: the validation split.
         images_per_epoch: for the number of steps and the rate that is shown.
         backup: this configuration's folder, see `backups.folder_of`; stays.
-        loop: a workers.Loop, in place of Keras' own `fit`; None: that.
+        team_loop: a workers.Loop, in place of Keras' own `fit`; None: that.
 
     Returns:
         One row an epoch, those before an interruption included: epoch (from 1), learning_rate,
         loss, accuracy, val_loss, val_accuracy.
     """
     backup.mkdir(parents=True, exist_ok=True)
-    if loop is not None:
-        backups.forget_epochs_after(backup, loop.agreed_epoch(backups.kept_epochs(backup)))
-    first_epoch, latest = backups.latest(backup)
-    history = learning_curve.LearningCurve(backup / "history.csv", first_epoch)
-    best = BestWeights(backup, parameters, history)
+    if team_loop is not None:
+        agreed = team_loop.agreed_epoch(backups.kept_epochs(backup))
+        backups.forget_epochs_after(backup, agreed)
+    first_epoch, latest_folder = backups.latest(backup)
+    curve = learning_curve.LearningCurve(backup / "history.csv", first_epoch)
+    best = BestWeights(backup, parameters, curve)
     budget = Budget(backup / "seconds.txt", parameters, resumed=first_epoch > 0)
     averages = optimizers.average_callbacks() if parameters.average_decay is not None else []
     steps_per_epoch = -(-images_per_epoch // parameters.batch_size)
     if first_epoch:
         print(f"resumed after epoch {first_epoch} of {parameters.epochs}", flush=True)
     if first_epoch < parameters.epochs and not best.exhausted and not budget.spent:
-        (model.fit if loop is None else functools.partial(loop.fit, model))(
+        (model.fit if team_loop is None else functools.partial(team_loop.fit, model))(
             make_training_batches(first_epoch),
             epochs=parameters.epochs,
             steps_per_epoch=steps_per_epoch,
@@ -185,28 +186,28 @@ def fit(
             # In this order: what resumes reads the history and the best weights that were
             # complete when the backup was made.
             callbacks=[
-                epoch_seeds_callback(*(() if loop is None else loop.place)),
-                optimizers.begin_epoch_callback(model),
+                epoch_seeds_callback(*(() if team_loop is None else team_loop.place)),
+                begin_epoch_callback(model),
                 *averages[:1],
-                history.callback(images_per_epoch, parameters.epochs),
+                curve.callback(images_per_epoch, parameters.epochs),
                 best.callback(),
                 *averages[1:],
                 *budget.callbacks(steps_per_epoch),
                 # One worker may be killed before its backup of an epoch, another after.
-                backups.callback(backup, kept=1 if loop is None else 2),
+                backups.callback(backup, kept=1 if team_loop is None else 2),
             ],
             shuffle=False,  # the batches come shuffled
             verbose=0,
         )
     elif first_epoch:
-        model.load_weights(latest / "latest.weights.h5")
+        model.load_weights(latest_folder / "latest.weights.h5")
         # As Keras' fit does at its end: puts the average of the weights in their place.
         model.optimizer.finalize_variable_values(model.trainable_variables)
     best.restore(model)
     for variable in model.trainable_variables:  # a mean of weights need not be of length 1
         if variable.constraint is not None:
             variable.assign(variable.constraint(variable))
-    return history.rows
+    return curve.rows
 
 
 def epoch_seeds_callback(worker: int = 0, workers: int = 1):
@@ -229,3 +230,18 @@ def epoch_seeds_callback(worker: int = 0, workers: int = 1):
                         state.assign([seed, (place + device << 20) % 2**32])
 
     return EpochSeeds()
+
+
+def begin_epoch_callback(model):
+    """Tells which epoch begins, from 1, whatever follows from it: a model, its optimizer."""
+    import keras
+
+    told = [
+        part for part in (model, optimizers.inner_optimizer(model)) if hasattr(part, "begin_epoch")
+    ]
+
+    def begin(epoch, logs):
+        for part in told:
+            part.begin_epoch(epoch + 1)
+
+    return keras.callbacks.LambdaCallback(on_epoch_begin=begin)

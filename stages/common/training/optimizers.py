@@ -140,7 +140,7 @@ def describe_average(parameters: TrainingParams, steps: int) -> str | None:
 
 def _averages(model) -> list[tuple]:
     """Each variable that trains, and the moving average of it that the optimizer keeps."""
-    averages = _inner_optimizer(model)._model_variables_moving_average
+    averages = inner_optimizer(model)._model_variables_moving_average
     return list(zip(model.trainable_variables, averages, strict=True))
 
 
@@ -220,22 +220,9 @@ def _with_clipping_of_the_sum(kind):
     return OptimizerThatClipsTheSum
 
 
-def _inner_optimizer(model):
+def inner_optimizer(model):
     """The optimizer that takes the steps, inside one that scales the loss."""
     return getattr(model.optimizer, "inner_optimizer", model.optimizer)
-
-
-def begin_epoch_callback(model):
-    """Tells which epoch begins, from 1, whatever follows from it: a model, its optimizer."""
-    import keras
-
-    told = [part for part in (model, _inner_optimizer(model)) if hasattr(part, "begin_epoch")]
-
-    def begin(epoch, logs):
-        for part in told:
-            part.begin_epoch(epoch + 1)
-
-    return keras.callbacks.LambdaCallback(on_epoch_begin=begin)
 
 
 def average_callbacks() -> list:

@@ -4,8 +4,7 @@ import pytest
 import tensorflow as tf
 
 from stages.common import augment, shards
-from stages.common.run import UserError
-from stages.common.training import backups, learning_curve, loop, optimizers
+from stages.common.training import backups, loop, optimizers
 from tests.training_toys import (
     fit,
     fit_until_input_ends,
@@ -132,23 +131,6 @@ def test_equal_pictures_that_are_no_squares_train_as_squares(tmp_path, monkeypat
         image_size=16,
     )
     assert len(saved) == 1
-
-
-def test_training_that_diverges_stops_with_the_cure_and_keeps_the_last_good_epoch(tmp_path):
-    features, labels = two_blobs()
-    features[-1] = np.nan
-    broken = tf.data.Dataset.from_tensor_slices((features, labels)).batch(8)
-    with pytest.raises(UserError, match=r"diverged: the loss of epoch 1 .*nan; lower.*clip_norm"):
-        fit(small_model(), tmp_path, make_validation=broken)
-    assert not list((tmp_path / "backup").glob("epoch-*"))
-
-
-def test_training_that_diverges_does_not_wait_for_the_end_of_an_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr(learning_curve, "REPORT_SECONDS", 0)
-    model = small_model()
-    model.layers[-1].bias.assign([np.nan, np.nan])
-    with pytest.raises(UserError, match=r"diverged: the loss of epoch 1 is nan; lower.*clip_norm"):
-        fit(model, tmp_path)
 
 
 def test_an_average_that_a_budget_cuts_short_is_told_of_at_the_end(tmp_path, monkeypatch, capsys):
