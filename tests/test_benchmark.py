@@ -163,7 +163,7 @@ def test_an_epoch_of_fine_tuning_is_compared_with_networks_that_train(
     assert count == 64
     losses = {name: case().history["loss"][0] for name, case in cases.items()}
     assert all(np.isfinite(loss) for loss in losses.values())
-    assert len(losses) == 3
+    assert len(losses) == 4
 
 
 def test_a_few_tables_are_chosen_by_their_titles():
@@ -205,12 +205,16 @@ def test_what_is_not_the_last_runs_is_not_measured(tmp_path, monkeypatch):
         benchmark.main()
     paths.HEAD.parent.mkdir()
     paths.HEAD.touch()
-    status = "import sys; sys.exit(sys.argv[1:] == ['status', '--quiet'] and {})"
-    (tmp_path / "dvc.py").write_text(status.format("not 0"))
+    status = "import sys; assert sys.argv[1:] == ['status', '--json']; {}"
+    (tmp_path / "dvc.py").write_text(status.format("""print('{"split": []}')"""))
     with pytest.raises(UserError, match=r"received older ones, .*; run `make repro` first"):
         benchmark.main()
-    (tmp_path / "dvc.py").write_text(status.format("0"))
+    (tmp_path / "dvc.py").write_text(status.format("print('{}')"))
     benchmark.check_last_run()
+    # Where DVC itself fails, nothing is known of the results.
+    (tmp_path / "dvc.py").write_text(status.format("sys.exit('ERROR: the lock is held')"))
+    with pytest.raises(UserError, match="status --json failed: ERROR: the lock is held"):
+        benchmark.check_last_run()
 
 
 @pytest.fixture

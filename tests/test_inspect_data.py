@@ -242,6 +242,13 @@ def test_an_official_test_split_is_advised_with_all_that_it_wants(content, chang
     assert summary(images, content, official, metrics())["What to do"] == ["nothing: `make repro`"]
 
 
+def test_an_official_test_split_without_labels_is_not_advised(content):
+    """As of ImageNet's: following the advice would end in an empty test split."""
+    images = rows("cat", 9) + rows("dog", 9) + bad_rows("", 10, "empty_label")
+    found = summary(images, content, {"train": 18, "test": 10}, metrics())["What to do"]
+    assert not [line for line in found if line.startswith("split.")]
+
+
 def test_long_pictures_and_many_classes_are_told_in_short(content):
     images = [row for n in range(50) for row in rows(f"class {n}", 60 + n, 100, 300)]
     found = summary(images, content, of_split=metrics())

@@ -116,7 +116,7 @@ def test_values_reach_params_as_they_are(tmp_path, value, expected):
 
 
 @pytest.mark.slow
-def test_a_search_ends_bad_trials_goes_on_and_leaves_the_work_tree_alone(tmp_path):
+def test_a_search_goes_on_writes_a_preset_and_leaves_the_work_tree_alone(tmp_path):
     import optuna
 
     project = ToyProject(tmp_path)

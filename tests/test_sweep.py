@@ -89,7 +89,7 @@ def test_data_and_weights_that_git_does_not_hold_are_copied(tmp_path, monkeypatc
     chosen = {"dataset.path": ["data/other.zip", "tracked.csv", "data/own"]}
     assert sweep.untracked_data(chosen) == ["data/other.zip", "data/own/a.png", "mine"]
     monkeypatch.setattr(sweep, "MOST_COPIES", 1)
-    with pytest.raises(UserError, match=r"expected at most 1 files .*, received 2; put the files"):
+    with pytest.raises(UserError, match=r"expected at most 1 files .*, received 2; put them"):
         sweep.untracked_data({})
     (tmp_path / "data" / "own" / ".DS_Store").write_text("left behind")
     before = sweep.state_of(["data/own", "tracked.csv"])
@@ -336,9 +336,10 @@ def test_a_worker_that_goes_on_does_not_keep_the_next_one_waiting(tmp_path, monk
     assert not (tmp_path / "ended").exists()
 
 
-def test_a_sweep_without_workers_ends(monkeypatch):
+def test_a_sweep_without_workers_ends(tmp_path, monkeypatch):
     """They were killed, say; experiments that wait would be waited for without an end."""
     queue = Queue(4)
+    monkeypatch.setattr(sweep, "WORKERS", tmp_path)
     monkeypatch.setattr(sweep, "dvc", queue)
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
     with pytest.raises(UserError, match="experiments wait, but no worker runs"):
@@ -388,9 +389,11 @@ def test_an_interrupted_sweep_says_how_to_go_on_without_queuing_all_again(monkey
         sweep.main()
 
 
-def test_what_failed_before_is_not_this_sweeps(monkeypatch, capsys):
+def test_what_failed_before_is_not_this_sweeps(tmp_path, monkeypatch, capsys):
     queue = Queue(4, "Failed", "Success")
     monkeypatch.setattr(sweep, "dvc", queue)
+    monkeypatch.setattr(sweep, "WORKERS", tmp_path)
+    monkeypatch.setattr(sweep.revisions, "check_history", lambda: None)
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
     monkeypatch.setattr("sys.argv", ["sweep", "--workers", "2"])
     monkeypatch.setattr(sweep, "gpus", list)

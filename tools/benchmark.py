@@ -16,7 +16,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,6 +32,7 @@ from stages.common import geometry, paths
 from stages.common.datasets.raw import RawImage
 from stages.common.run import UserError, data_options, progress, run, start_tensorflow
 from tools import benchmark_training as training
+from tools import sweep
 
 RESULTS = Path("benchmarks/results.json")
 ROUNDS = 7
@@ -248,8 +248,7 @@ def check_last_run() -> None:
     """
     if not paths.HEAD.exists():
         raise UserError(f"{paths.HEAD} does not exist; `make repro` makes what is measured")
-    command = [sys.executable, "-m", "dvc", "status", "--quiet"]
-    if subprocess.run(command, capture_output=True).returncode:
+    if json.loads(sweep.dvc("status", "--json")):
         raise UserError(
             "expected the results of the present params, code and data, which are measured, "
             "received older ones, as `dvc status` lists; run `make repro` first"

@@ -195,7 +195,9 @@ def what_to_do(
         ]
     section = content.get("split", {})
     keeps_test, folded = section.get("test") == "official", section.get("folds")
-    has_test = bool(set(splits.OFFICIAL_NAMES["test"]) & set(official))
+    tests = [official[name] for name in splits.OFFICIAL_NAMES["test"] if name in official]
+    # Where as many are rejected it may hold none that can be used: its labels may not be public.
+    has_test = sum(tests) > found.rejected
     few = metrics and metrics["splits"]["test"]["images"] < FEW_TEST_IMAGES
     if has_test and len(official) > 1 and not keeps_test:
         lines += _keeping_the_test_split(section)

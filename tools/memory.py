@@ -30,7 +30,10 @@ def modules(pipeline: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def peak_bytes(command: list[str], quiet: bool = False) -> int:
-    """Runs a command to its end; its peak resident memory in bytes, without its children's.
+    """Runs a command to its end; its peak resident memory in bytes.
+
+    Of the process or, where one of the processes that it started and waited for had a higher peak,
+    of that one; never of several together.
 
     Args:
         command: the program and its arguments.

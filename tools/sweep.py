@@ -197,7 +197,8 @@ def untracked_data(values: Mapping[str, Sequence[str]]) -> list[str]:
         raise UserError(
             f"{', '.join(itertools.chain(*paths.values()))}: expected at most "
             f"{MOST_COPIES} files and folders that Git does not hold, each of which an experiment "
-            f"has to copy, received {len(copies)}; put the files into folders"
+            f"has to copy, received {len(copies)}; put them outside of the repository and give "
+            "the full path, or into a folder of which Git holds nothing"
         )
     return copies
 
