@@ -94,6 +94,16 @@ def onnx_feature_function(backbone_model, features: str, symmetries):
     return extract
 
 
+def describe_precision_without_effect(precision: str) -> str | None:
+    """A sentence where ONNX Runtime is asked for another precision; on CPUs it has few kernels."""
+    if precision == "float32":
+        return None
+    return (
+        f"runtime.precision {precision}: without effect here, since extract_features.engine is "
+        "onnx_runtime, which computes in float32"
+    )
+
+
 def main() -> None:
     """Streams both splits through the network."""
     parameters = params.load("extract_features", ExtractFeaturesParams)
@@ -105,8 +115,10 @@ def main() -> None:
     backbone_model = models.load(paths.BACKBONE)
     layers = blocks.resolve(backbone_model.get_layer("backbone"), parameters.layers)
     backbone_model = models.at_layers(backbone_model, layers)
-    if not by_onnx:  # which computes in float32: on CPUs it has few kernels of half the bits
+    if not by_onnx:
         runtime.set_precision(backbone_model.get_layer("backbone"), settings.precision)
+    elif sentence := describe_precision_without_effect(settings.precision):
+        print(sentence)
     image_size = backbone_model.get_layer("resize").height
     symmetries = parameters.augment.symmetries[: parameters.views]
     for split, views in (("train", symmetries), ("valid", [augment.IDENTITY])):

@@ -10,7 +10,11 @@ import pytest
 
 from stages.common import augment, backbones, blocks, heads, models, onnx_engine, paths, shards
 from stages.common.run import UserError
-from stages.extract_features import feature_function, onnx_feature_function
+from stages.extract_features import (
+    describe_precision_without_effect,
+    feature_function,
+    onnx_feature_function,
+)
 from tests import ROOT
 from tools import export
 
@@ -120,6 +124,12 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(onnx_engine, "PACKAGES", ("no_such_package",))
     with pytest.raises(UserError, match="needs no_such_package; `make extra NAME=export` installs"):
         onnx_engine.check_installed("tools.export")
+
+
+def test_a_precision_that_onnx_runtime_leaves_out_is_said():
+    assert describe_precision_without_effect("float32") is None
+    sentence = describe_precision_without_effect("mixed_float16")
+    assert sentence.startswith("runtime.precision mixed_float16: without effect here")
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ def on_device(layer):
 
 
 def antialiased(images, side):
-    """Pictures as squares, bilinear, antialiased where they shrink.
+    """Pictures as squares, bilinear, antialiased where they shrink; of that size, as they are.
 
     TensorFlow's own antialiased resize runs on CPUs alone (tensorflow#39246): on a GPU box every
     batch would leave the device, wait for one CPU thread and come back, and XLA refuses it. There
