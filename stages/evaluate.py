@@ -135,7 +135,6 @@ def main() -> None:
     columns = evaluation.slice_columns(rows, parameters.slice_columns)
     evaluation.image_weights(rows, parameters.weight_column)  # checked before anything heavy
     start_tensorflow()
-    backups.forget(paths.TRAINED_BY[name])
     from stages.common import evaluation_plots
 
     folder = paths.IMAGES / "test"
@@ -183,6 +182,7 @@ def main() -> None:
         paths.METRICS / f"{name}.json",
         {**found, "temperature": temperature, **model_cost.model_cost(model)},
     )
+    backups.forget(paths.TRAINED_BY[name])
 
 
 if __name__ == "__main__":

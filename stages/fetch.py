@@ -68,7 +68,10 @@ class FetchParams:
     path: params.Text
     splits: Annotated[
         list[str] | None,
-        Field(description="null for all, or a list of the set's own splits, such as [train]"),
+        Field(
+            min_length=1,
+            description="null for all, or a list of the set's own splits, such as [train]",
+        ),
     ]
     on_bad_image: Literal["error", "skip"]
     pixel_limit: Annotated[
@@ -200,8 +203,8 @@ def noting_dark(
 ) -> Iterator[inventory.InventoryRow]:
     """The rows as they come; nearly black ones of 16 bits are counted in `dark`."""
     for row in rows:
-        of_16_bits = row.mode.startswith("I") and not row.problem
-        if of_16_bits and max(row.red, row.green, row.blue) < DARK:
+        of_16_bits = row.mode.startswith("I") or row.mode.endswith(images.OF_16_BITS)
+        if of_16_bits and not row.problem and max(row.red, row.green, row.blue) < DARK:
             dark.count += 1
             dark.first = dark.first or row.name
         yield row
@@ -239,10 +242,23 @@ def judge(rejected: list[inventory.InventoryRow], count: int, on_bad_image: str)
     )
 
 
+def describe_beam_without_effect(dataset: FetchParams) -> list[str]:
+    """A sentence for each param of Apache Beam that is given where it doesn't run."""
+    if dataset.beam_runner:
+        return []
+    return [
+        f"dataset.{key}: without effect, since dataset.beam_runner is null"
+        for key in ("beam_options", "beam_folder")
+        if getattr(dataset, key)
+    ]
+
+
 def main() -> None:
     """Reads the source, writes data/raw, and checks what is there."""
     dataset = params.load("dataset", FetchParams)
     check_beam_installed(dataset.beam_runner)
+    for sentence in describe_beam_without_effect(dataset):
+        print(sentence)
     start_tensorflow()
 
     paths.DOWNLOADS.mkdir(parents=True, exist_ok=True)

@@ -261,6 +261,21 @@ def test_each_model_is_measured_by_its_own_file(project, monkeypatch, toy_classi
     assert tables[0] != tables[1]
 
 
+def test_hours_of_training_are_kept_until_their_model_is_measured(
+    project, monkeypatch, toy_classifier
+):
+    """A backup is all that there is of a training that was interrupted."""
+    monkeypatch.setattr("sys.argv", ["evaluate", "fine_tuned"])
+    backup = paths.BACKUP / "fine_tune" / "epoch-7"
+    backup.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"fine_tuned\.keras does not exist"):
+        evaluate.main()
+    assert backup.exists()
+    models.save(toy_classifier("linear"), paths.FINE_TUNED)
+    evaluate.main()
+    assert not backup.exists()
+
+
 def test_what_is_wrong_in_params_is_told_before_anything_is_predicted(project, monkeypatch):
     def late():
         pytest.fail("too late")

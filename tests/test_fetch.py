@@ -1,5 +1,6 @@
 """Every source ends in one TFDS directory; what can't be fetched is one sentence, at once."""
 
+import errno
 import gzip
 import io
 import itertools
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
@@ -354,6 +356,42 @@ class TestImageFolder:
         assert "1 of the images of 16 bits are nearly black, cat/12 bits.png the first" in (
             capsys.readouterr().out
         )
+
+    @pytest.mark.parametrize("channels", [3, 6])
+    def test_several_channels_of_sixteen_bits_that_hold_fewer_are_pointed_out(
+        self, tmp_path, draw_images, run_main, capsys, channels
+    ):
+        """As of cameras of 12 bits, and of satellites' reflectances."""
+        for name in ("cat", "dog"):
+            draw_images(tmp_path / "own" / name, 2)
+        random = np.random.default_rng(0)
+        for name, largest in (("12 bits", 4095), ("16 bits", 65535)):
+            values = random.integers(0, largest, (40, 40, channels), dtype=np.uint16)
+            kind = "rgb" if channels == 3 else "minisblack"
+            file = tmp_path / "own" / "cat" / f"{name}.tif"
+            tifffile.imwrite(file, values, photometric=kind, planarconfig="contig")
+        run_main("image_folder", tmp_path / "own")
+        assert "1 of the images of 16 bits are nearly black, cat/12 bits.tif the first" in (
+            capsys.readouterr().out
+        )
+
+    def test_a_file_that_the_disk_no_longer_gives_is_a_bad_image(
+        self, tmp_path, draw_images, run_main, monkeypatch
+    ):
+        for name in ("cat", "dog"):
+            draw_images(tmp_path / "own" / name, 3)
+        (bad, *_), read = sorted((tmp_path / "own" / "dog").iterdir()), Path.read_bytes
+
+        def read_bytes(path: Path) -> bytes:
+            if path == bad:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return read(path)
+
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+        run_main("image_folder", tmp_path / "own", on_bad_image="skip")
+        (row,) = inventory.read(Path("data/rejected.csv"))
+        assert (row.name, row.label, row.problem) == (f"dog/{bad.name}", "dog", "missing_file")
+        assert row.detail.endswith("can't be read: the disk fails there")
 
     def test_a_name_that_is_no_utf8_is_one_sentence(self, tmp_path, draw_images):
         for name in ("cat", "dog"):

@@ -66,7 +66,15 @@ class TestParams:
         dataset = dataset_params()
         assert (dataset.beam_runner, dataset.beam_options, dataset.beam_folder) == (None,) * 3
         assert library.beam_config(dataset.beam_runner, dataset.beam_options) is None
+        assert fetch.describe_beam_without_effect(dataset) == []
         assert fetch.building_folder(dataset) == str(paths.RAW / "building")
+
+    def test_what_is_given_without_a_runner_is_said_to_have_no_effect(self):
+        dataset = dataset_params(beam_options=["--direct_num_workers=4"], beam_folder="gs://a")
+        assert fetch.describe_beam_without_effect(dataset) == [
+            f"dataset.{key}: without effect, since dataset.beam_runner is null"
+            for key in ("beam_options", "beam_folder")
+        ]
 
     @pytest.mark.parametrize(
         ("values", "error"),

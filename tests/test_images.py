@@ -3,18 +3,24 @@
 import functools
 import io
 import os
+import signal
 import struct
+import subprocess
+import sys
 import threading
+import time
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import pytest
 import tifffile
 from PIL import Image, PngImagePlugin
 
 from stages.common import geometry, images
 from stages.common.run import UserError
+from tests import ROOT
 
 # Four fields of plain colour, so that orientation shows and JPEG does little harm.
 RED, GREEN, BLUE, YELLOW = (200, 40, 30), (30, 180, 60), (40, 50, 210), (220, 210, 50)
@@ -436,7 +442,7 @@ def end_the_process(encoded: bytes) -> None:
 
 
 def test_map_encoded_works_in_several_processes_and_keeps_the_order(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(images, "cores", lambda: 2)
     widths = range(1, 4 * images.CHUNK_IMAGES)
     files = [File(str(width), encode(Image.new("L", (width, 2)), "PNG")) for width in widths]
     files[70] = File("71", b"broken")
@@ -451,6 +457,16 @@ def test_map_encoded_works_in_several_processes_and_keeps_the_order(monkeypatch)
     assert 1 <= len(processes) <= 2
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no system call for it")
+def test_no_more_cores_are_used_than_a_scheduler_allows():
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert images.cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 def test_map_encoded_starts_no_process_for_a_few_images():
     files = [File("a", encode(FIELDS, "PNG")), File("b", b"")]
     (_, (found, process)), (_, bad) = images.map_encoded(functools.partial(area, factor=1), files)
@@ -460,10 +476,37 @@ def test_map_encoded_starts_no_process_for_a_few_images():
 
 
 def test_a_killed_process_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(images, "cores", lambda: 2)
     files = [File(str(number), b"x") for number in range(2 * images.CHUNK_IMAGES)]
     with pytest.raises(UserError, match="was killed, most likely since the memory is used up"):
         list(images.map_encoded(end_the_process, files))
+
+
+def wait(encoded: bytes) -> None:
+    time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_processes_end_with_the_stage_that_is_told_to_end(number):
+    """Not with the signal, which came to the stage alone."""
+    script = """if True:
+        from stages.common import images
+        from stages.common.run import run
+        from tests.test_images import File, wait
+        images.cores = lambda: 2
+        files = [File(str(number), b"x") for number in range(200 * images.CHUNK_IMAGES)]
+        run(lambda: list(images.map_encoded(wait, files)))
+    """
+    stage = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    while len(started := psutil.Process(stage.pid).children()) < 3:  # one looks after the others
+        time.sleep(0.05)
+    stage.send_signal(number)
+    assert "interrupted" in stage.communicate(timeout=60)[1]
+    assert stage.returncode == 130
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive
 
 
 def test_chunks_are_bounded_by_images_and_by_bytes():

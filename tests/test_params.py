@@ -100,6 +100,7 @@ def test_a_text_that_is_no_number_comes_without_a_cure():
         ("fine_tune", "batch_norm_trainable", "yes", "true or false"),
         ("backbone", "name", 0, "a text that is not empty"),
         ("dataset", "splits", "train", "null for all, or a list"),
+        ("dataset", "splits", [], "null for all, or a list"),
     ],
 )
 def test_a_wrong_type(section, key, value, allowed):

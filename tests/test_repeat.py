@@ -197,7 +197,6 @@ def test_an_experiment_can_be_ended_where_the_tool_ignores_ctrl_c(monkeypatch):
     start = subprocess.Popen
     monkeypatch.setattr(repeat.experiment, "dvc", lambda *words: "")
     monkeypatch.setattr(repeat.experiment, "untracked_data", lambda chosen: [])
-    monkeypatch.setattr(repeat.experiment, "end_when_told", lambda: None)
     sleep = [sys.executable, "-c", "import time; print(flush=True); time.sleep(99)"]
     monkeypatch.setattr(
         repeat.experiment.subprocess, "Popen", lambda words, **options: start(sleep, **options)

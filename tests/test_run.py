@@ -149,7 +149,7 @@ def test_run_ends_an_interruption_as_shells_do(capsys):
     with pytest.raises(SystemExit) as caught:
         run(main)
     assert caught.value.code == 130
-    assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
+    assert capsys.readouterr().err == "interrupted; the same command goes on with what is kept\n"
 
 
 def test_a_reader_who_has_seen_enough_gets_no_traceback():

@@ -12,7 +12,6 @@ import argparse
 import importlib.util
 import io
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from stages import preprocess
-from stages.common import geometry, paths
+from stages.common import geometry, images, paths
 from stages.common.datasets.raw import RawImage
 from stages.common.run import UserError, data_options, progress, run, start_tensorflow
 from tools import benchmark_training as training
@@ -205,7 +204,7 @@ def machine() -> dict[str, str | int]:
         if name in PACKAGES or importlib.util.find_spec(name)
     }
     return {
-        "cores": os.cpu_count(),
+        "cores": images.cores(),
         "processor": processor(),
         "system": platform.platform(),
         **versions,
@@ -307,7 +306,7 @@ def main() -> None:
         keep("training", title, [asdict(row) for row in rows])
     if ACCURACY in wanted:
         keep("head_validation_accuracy", ACCURACY, measure_accuracy())
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(images.cores()) as pool:
         for title in filter(wanted.__contains__, DECODING):
             kind, size, count, side, rounds = DECODING[title]
             encoded = [photograph(number, size, kind) for number in range(count)]

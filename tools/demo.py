@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.common import images, paths
-from stages.common.run import UserError, end_when_told, run
+from stages.common.run import UserError, run
 from tools import predict
 
 SHOWN_CLASSES = 5
@@ -119,7 +119,6 @@ def main() -> None:
     """Serves the page until Ctrl-C."""
     options = parse(sys.argv[1:])
     check_address(options.host, options.port)
-    end_when_told()  # or uploads would stay
     with tempfile.TemporaryDirectory(prefix="warmstart-demo-") as uploads:
         # Read when the library is imported.
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}

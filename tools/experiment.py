@@ -16,7 +16,7 @@ from typing import Any
 
 from stages.common import params
 from stages.common.report.evidence import SOURCES
-from stages.common.run import UserError, end_when_told
+from stages.common.run import UserError
 from tools.check_params import with_values
 from tools.sweep import bytes_of, data_of, data_state, dvc, tracked_files, untracked_data
 
@@ -110,7 +110,6 @@ def start(name: str, target: str, values: dict[str, Any]) -> subprocess.Popen:
     # DVC's own --force would run every stage again, whether anything changed or not.
     if name in dvc("exp", "list", "--name-only").split():
         dvc("exp", "remove", name)
-    end_when_told()  # or an experiment, in a session of its own, would train on
     words = ["--temp", "--name", name]
     copies = untracked_data(data_of([with_values(values)]))
     words += [word for path in copies for word in ("--copy-paths", path)]

@@ -26,6 +26,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 MOST_PIXELS = 178_956_970  # Pillow's own limit, above which it takes a file for an attack
 MOST_OF_16_BITS = 65535
 PNG_BITS = 24  # place of the byte that says how many bits a channel has; its header comes first
+OF_16_BITS = ";16"  # ends the mode of several channels of so many bits
 # Tags of TIFF 6.0, and values of them.
 TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 262, 0
 TIFF_BITS, TIFF_COMPRESSION, TIFF_UNCOMPRESSED = 258, 259, 1
@@ -86,7 +87,7 @@ def read(encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            file_format, mode = image.format, image.mode
+            file_format, mode = image.format, _mode(image, encoded)
             _check_size(image.size, pixel_limit)
             # A photograph's second picture (MPO) is a preview or a depth map, and no animation.
             frames = 1 if file_format == "MPO" else getattr(image, "n_frames", 1)
@@ -96,7 +97,7 @@ def read(encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None
             if _pillow_misreads(image):
                 values = _tiff_values(encoded, pixel_limit)
                 # Four channels alone would be taken for RGB and transparency.
-                picture = Image.fromarray(values, "CMYK" if mode == "CMYK" else None)
+                picture = Image.fromarray(values, "CMYK" if image.mode == "CMYK" else None)
                 return Decoded(_to_rgb(picture), file_format, mode, frames)
             image.load()
             if file_format == "PNG":
@@ -114,6 +115,15 @@ def read(encoded: bytes, pixel_limit: int = MOST_PIXELS, wanted_side: int | None
     except _DECODER_ERRORS as error:
         detail = f"cut off or damaged, of {len(encoded)} bytes: {error}"
         raise BadImage("truncated", detail) from None
+
+
+def _mode(image: Image.Image, encoded: bytes) -> str:
+    """Pillow's name of what is stored; for several channels of 16 bits it has none, and `;16`."""
+    if image.format == "PNG":
+        bits = encoded[PNG_BITS]
+    else:
+        bits = max(getattr(image, "tag_v2", {}).get(TIFF_BITS, (8,)))
+    return image.mode + OF_16_BITS * (bits == 16 and len(image.getbands()) > 1)
 
 
 def _pillow_misreads(image: Image.Image) -> bool:
@@ -165,7 +175,8 @@ def _of_many_channels(encoded: bytes, pixel_limit: int) -> Decoded | None:
         return None
     channels = values.shape[2]
     shown = np.ascontiguousarray(geometry.shown(values))
-    return Decoded(Image.fromarray(shown), "TIFF", f"{channels} channels", 1)
+    mode = f"{channels} channels" + OF_16_BITS * (tiff.bits(encoded) == 16)
+    return Decoded(Image.fromarray(shown), "TIFF", mode, 1)
 
 
 def _check_size(size: tuple[int, int], pixel_limit: int) -> None:
@@ -237,8 +248,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if values.min() < 0 or values.max() > MOST_OF_16_BITS:
             raise BadImage(
                 "not_an_image",
-                f"pixels of 32 bits, from {values.min()} to {values.max()}, have no known range; "
-                "store 8 or 16 bits",
+                f"numbers from {values.min()} to {values.max()} have no known range; store 8 or 16 "
+                "bits without a sign",
             )
         bits = getattr(image, "tag_v2", {}).get(TIFF_BITS, (16,))[0]
         if bits < 16:  # Pillow leaves 12 bits as they are
@@ -303,6 +314,12 @@ class Encoded(Protocol):
 EncodedItem = TypeVar("EncodedItem", bound=Encoded)
 
 
+def cores() -> int:
+    """Of this process, which `taskset` or a scheduler may hold to fewer than the machine has."""
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
 def map_encoded(
     function: Callable[[bytes], Result], items: Iterable[EncodedItem]
 ) -> Iterator[tuple[EncodedItem, Result | BadImage]]:
@@ -323,7 +340,7 @@ def map_encoded(
     chunks = _chunks(items)
     first = list(itertools.islice(chunks, 2))
     chunks = itertools.chain(first, chunks)
-    processes = os.cpu_count() or 1
+    processes = cores()
     if len(first) < 2 or processes == 1:  # starting processes would take longer than the work
         for chunk in chunks:
             yield from zip(chunk, _run_chunk(function, _bytes_of(chunk)), strict=True)
@@ -387,7 +404,7 @@ def parallel_map(
 
     For what waits (for a disk, a network) or leaves Python for long, as large images do.
     """
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or cores()) as pool:
         for _, result in _in_order(lambda item: pool.submit(function, item), items, ahead):
             yield result
 

@@ -32,7 +32,9 @@ class InventoryRow:
     label: str  # class name
     bytes: int | None = None  # of the encoded file
     format: str = ""  # as Pillow names it: JPEG, PNG, …
-    mode: str = ""  # pixels as stored, as Pillow has it: L, RGB, P, I;16, …; or `5 channels`
+    # Pixels as stored, as Pillow has it: L, RGB, P, I;16, …; or `5 channels`; several channels of
+    # 16 bits end in `;16`.
+    mode: str = ""
     width: int | None = None  # pixels, of the upright picture
     height: int | None = None
     frames: int | None = None  # above 1: an animation or several pages

@@ -59,14 +59,10 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def end_when_told() -> None:
-    """Has `kill` and a closed terminal end this process as Ctrl-C does: what is open is closed."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-
-
 def run(main: Callable[[], None], *, takes_arguments: bool = True) -> None:
     """Calls `main`; turns an error that has an explanation into one line and exit status 1.
+
+    `kill` and a closed terminal end it as Ctrl-C does, with all that it started.
 
     Args:
         main: what the program does.
@@ -79,12 +75,15 @@ def run(main: Callable[[], None], *, takes_arguments: bool = True) -> None:
     if hasattr(sys.stdout, "reconfigure"):  # not where a test stands in for it
         # Names of files need not be UTF-8; they leave as they came.
         sys.stdout.reconfigure(errors="surrogateescape")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has the latter ignored
+            signal.signal(number, signal.default_int_handler)
     try:
         if not takes_arguments:
             _refuse_arguments(sys.argv[1:])
         main()
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; the same command goes on with what is kept", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # who reads, as `head` does, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

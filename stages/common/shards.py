@@ -216,7 +216,7 @@ def training_batches(
     sees what an uninterrupted one would have seen.
 
     Returns:
-        A tf.data.Dataset as `batches` gives, epochs × ceil(count / batch_size) batches long.
+        A tf.data.Dataset as `batches` gives, of ceil(count / batch_size) batches an epoch.
     """
     import tensorflow as tf
 

@@ -84,6 +84,14 @@ def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
     return np.ascontiguousarray(_turned(values, orientation))
 
 
+def bits(encoded: bytes) -> int:
+    """Bits of a number in the first page of a file that `read` reads."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(encoded)) as file:
+        return file.pages[0].bitspersample
+
+
 def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
     """(height, width, channels) as it is to be shown; the numbers are those of TIFF 6.0."""
     if orientation in (5, 6, 7, 8):

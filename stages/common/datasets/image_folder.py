@@ -250,14 +250,16 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     def rejected(self) -> dict[str, list[InventoryRow]]:
         """Split to the rows of images that are not there."""
         rows: dict[str, list[InventoryRow]] = {split: [] for split in self.split_names}
-        for name in sorted(filter(is_image, self._source.missing)):
+        for name, why in sorted(self._source.missing.items()):
+            if not is_image(name):
+                continue
             split, class_name = self.layout.place(name)
             row = InventoryRow(
                 id=name,
                 name=name,
                 label=class_name,
                 problem="missing_file",
-                detail=f"{self._source.path / name} is a link to a file that does not exist",
+                detail=f"{self._source.path / name} {why}",
             )
             if split in rows:
                 rows[split].append(row)
@@ -287,10 +289,11 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
             any_image = True
             yield _example(name, encoded, self.layout)
         if not any_image:  # TFDS has no words for that
+            first = min(filter(wanted, self._source.missing))
             raise UserError(
                 f"dataset.path: no image of the split '{split}' in {self._source.path} can be "
-                f"read; {min(filter(wanted, self._source.missing))} is a link to a file that does "
-                "not exist, as all of them are; mount what they point to, or copy the files"
+                f"read; {first} {self._source.missing[first]}; mount what links point to, or copy "
+                "the files"
             )
 
     def _transform(self, split: str):

@@ -367,7 +367,9 @@ class ImageTable(tfds.core.GeneratorBasedBuilder):
         file = self._downloader.get(path) if is_url(path) else self._table.path.parent / path
         try:
             return file.read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except (FileNotFoundError, NotADirectoryError):
             raise images.BadImage("missing_file", f"{file} does not exist") from None
+        except IsADirectoryError:
+            raise images.BadImage("missing_file", f"{file} is a folder") from None
         except (OSError, ValueError) as error:  # a name too long, a null character, no permission
             raise images.BadImage("missing_file", f"{path!r} can't be read: {error}") from None

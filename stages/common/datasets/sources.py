@@ -27,6 +27,16 @@ ZIP_UTF8 = 0x800  # flag of a member
 MOST_MEMBER_BYTES = 2**30  # a file is read as a whole; no image that can be used is larger
 
 
+# What may be wrong with one file while others can be read, and what to say of it.
+_OF_ONE_FILE = {
+    errno.ENOENT: "is a link to a file that does not exist",
+    errno.EACCES: "can't be read: permission denied",
+    errno.EPERM: "can't be read: operation not permitted",
+    errno.EIO: "can't be read: the disk fails there",
+    errno.ESTALE: "can't be read: the file server no longer has it",
+}
+
+
 class Source(abc.ABC):
     """Where files come from. Names are relative, parted by `/`, and come sorted or as stored."""
 
@@ -36,7 +46,7 @@ class Source(abc.ABC):
         """`path` is the archive, or the folder that names are relative to."""
         self.path = path
         # What `names` met:
-        self.missing: set[str] = set()  # names of links to what is not there
+        self.missing: dict[str, str] = {}  # names of what can't be read, and why
         self.links = 0  # left out of an archive
         self.folders: set[str] = set()  # names of folders, as far as an archive has them
         self.linked_folders: set[str] = set()  # names of links to folders
@@ -85,8 +95,10 @@ class Folder(Source):
             if wanted(name):
                 try:
                     content = self.read(name)
-                except FileNotFoundError:
-                    self.missing.add(name)
+                except OSError as error:
+                    if error.errno not in _OF_ONE_FILE:
+                        raise
+                    self.missing[name] = _OF_ONE_FILE[error.errno]
                     continue
                 yield name, content
 
@@ -123,7 +135,7 @@ class Folder(Source):
             elif _is(entry.is_file):
                 yield prefix + entry.name
             elif entry.is_symlink() and not (folder / entry.name).exists():
-                self.missing.add(prefix + entry.name)
+                self.missing[prefix + entry.name] = _OF_ONE_FILE[errno.ENOENT]
                 yield prefix + entry.name
 
 

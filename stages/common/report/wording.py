@@ -200,7 +200,7 @@ def split_sentence(split: Mapping[str, Any], splits: Mapping[str, Mapping]) -> s
     methods = {
         "stratified": "class by class, in an order that follows from each image's content",
         "hashed": "each by a number that follows from its content",
-        "sequential": "in the stored order",
+        "sequential": "in the order that TensorFlow Datasets stored them in",
     }
     sentence = f"Images were parted {methods[split['method']]}: {shares}. "
     if split["valid"] == split["test"] == "official":

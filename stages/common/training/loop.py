@@ -110,6 +110,8 @@ def train(
 
     name = backups.fingerprint(parameters, seed, index.sha256, validation_index.sha256, *inputs)
     backup = backups.folder_of(stage if team is None else team.backup_name(stage), name)
+    # Before data is parted: of too few images some would get none.
+    team_loop = None if team is None else team.loop(name, index.count, validation_index.count)
     history = fit(
         model,
         parameters,
@@ -119,7 +121,7 @@ def train(
         ),
         images_per_epoch=index.count,
         backup=backup,
-        team_loop=None if team is None else team.loop(name, index.count, validation_index.count),
+        team_loop=team_loop,
     )
     # A budget of seconds, or early stopping, may leave fewer steps than there might have been.
     steps = len(history) * steps_per_epoch
