@@ -236,7 +236,11 @@ def test_mcnemar_tells_which_model_alone_is_right():
     [
         ({"method": "stratified"}, "Images were parted class by class, in an order that", []),
         ({"method": "hashed"}, "Images were parted each by a number that follows from", []),
-        ({"method": "sequential"}, "Images were parted in the stored order: train 60.0 %", []),
+        (
+            {"method": "sequential"},
+            "Images were parted in the order that TensorFlow Datasets stored them in: train 60.0 %",
+            [],
+        ),
         ({"folds": 5, "fold": 2}, "Images were parted class", ["The test split is fold 2 of 5."]),
         (
             {"test": "official", "official_copies": "leave_out"},

@@ -72,7 +72,8 @@ def write_params(
     content["runtime"].update(
         devices=devices, precision=precision, steps_per_execution=steps_per_execution
     )
-    given = {"epochs": 3, "batch_size": 8, "learning_rate": 0.01, "image_sizes": None}
+    given = {"epochs": 3, "batch_size": 8, "learning_rate": 0.01}
+    given |= {"unfreeze": "all", "image_sizes": None}
     content["fine_tune"].update(given | changes)
     content["fine_tune"]["augment"].update(
         horizontal_flip=False, vertical_flip=False, quarter_turns=False, crop_area=1

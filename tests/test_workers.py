@@ -131,6 +131,7 @@ def make_project(folder: Path, **changes) -> None:
     content["fine_tune"].update(
         epochs=3,
         batch_size=8,
+        unfreeze="all",
         image_sizes=None,
         # Unlike Adam it takes gradients of a wrong size for what they are.
         optimizer="sgd",
