@@ -232,6 +232,20 @@ def test_mcnemar_tells_which_model_alone_is_right():
 
 
 @pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ("all", "all layers"),
+        ("none", "no layer but the head's"),
+        (20, "the last 20 layers of the network"),
+        ("block5", "the layers from block5 on"),
+        ("regex:_conv$", "the layers whose names match _conv$"),
+    ],
+)
+def test_what_fine_tuning_trained_is_said(choice, words):
+    assert wording.unfrozen(choice) == words
+
+
+@pytest.mark.parametrize(
     ("changes", "begin", "also"),
     [
         ({"method": "stratified"}, "Images were parted class by class, in an order that", []),

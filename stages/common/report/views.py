@@ -182,7 +182,8 @@ def facts(evidence: Evidence) -> list[tuple[str, list[str]]]:
         (
             "Fine-tuning",
             [
-                f"unfrozen: {fine_tune['unfreeze']}; {trained['fine_tuned']} parameters in layers "
+                f"unfrozen: {wording.unfrozen(fine_tune['unfreeze'])}; "
+                f"{trained['fine_tuned']} parameters in layers "
                 f"that trained, from the trained head, {fine_tune['optimizer']} at up to "
                 f"{fine_tune['learning_rate']:g}",
             ],

@@ -188,6 +188,17 @@ def mcnemar(result: Mapping, images: int, groups: int) -> str:
     )
 
 
+def unfrozen(choice: int | str) -> str:
+    """Which layers fine_tune trains, in words; `choice` is its `unfreeze`."""
+    if choice in ("all", "none"):
+        return {"all": "all layers", "none": "no layer but the head's"}[choice]
+    if isinstance(choice, int):
+        return f"the last {choice} layers of the network"
+    if choice.startswith("regex:"):
+        return f"the layers whose names match {choice.removeprefix('regex:')}"
+    return f"the layers from {choice} on"
+
+
 def split_sentence(split: Mapping[str, Any], splits: Mapping[str, Mapping]) -> str:
     """How test images were parted from training images.
 
