@@ -297,12 +297,14 @@ def fine_tuning() -> tuple[Cases, int]:
     arrays = tuple(part.numpy() for part in next(iter(batches().unbatch().batch(count))))
     in_batches = _in_batches(arrays, BATCH, shuffled=True)
     return {
-        "model.fit, without autotuning": lambda: model.fit(in_batches, verbose=0),
+        "model.fit, without autotuning": lambda: model.fit(in_batches, shuffle=False, verbose=0),
         "model.fit on arrays": lambda: model.fit(*arrays, batch_size=BATCH, verbose=0),
         "ours, from shards": lambda: model.fit(
             batches(), steps_per_epoch=steps, shuffle=False, verbose=0
         ),
-        "without autotuning, not folded": lambda: not_folded.fit(in_batches, verbose=0),
+        "without autotuning, not folded": lambda: not_folded.fit(
+            in_batches, shuffle=False, verbose=0
+        ),
     }, steps * BATCH
 
 
