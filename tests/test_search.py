@@ -120,7 +120,7 @@ def test_a_search_goes_on_writes_a_preset_and_leaves_the_work_tree_alone(tmp_pat
     import optuna
 
     project = ToyProject(tmp_path)
-    project.set_params({"train_head": {"epochs": 3}, "fine_tune": {"epochs": 6}})
+    project.set_params({"train_head": {"epochs": 3}, "fine_tune": {"epochs": 6, "unfreeze": "all"}})
     file = space(project.folder, **{"fine_tune.learning_rate": [1.0e-3, 2.0e-3, 30.0]})
     project.repro()
     project.commit("results")
