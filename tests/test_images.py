@@ -488,7 +488,7 @@ def wait(encoded: bytes) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_processes_end_with_the_stage_that_is_told_to_end(number):
-    """Not with the signal, which came to the stage alone."""
+    """The signal comes to the stage alone, as `kill` sends it."""
     script = """if True:
         from stages.common import images
         from stages.common.run import run
