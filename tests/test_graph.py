@@ -7,38 +7,16 @@ import pytest
 import yaml
 
 from stages.common import params
-from tests import ROOT
+from tests import ROOT, project_imports
 
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = GRAPH["stages"]
 
 
-def imported_modules(path: Path) -> set[Path]:
-    """Files of this project that a script imports, those inside functions and of others too."""
-    found: set[Path] = set()
-    waiting = [path]
-    while waiting:
-        current = waiting.pop()
-        if current in found:
-            continue
-        found.add(current)
-        for node in ast.walk(ast.parse(current.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for name in names:
-                module = ROOT / (name.replace(".", "/") + ".py")
-                if module.exists():
-                    waiting.append(module)
-    return {module.relative_to(ROOT) for module in found}
-
-
 @pytest.mark.parametrize("name", STAGES)
 def test_deps_list_exactly_the_code_that_the_stage_imports(name):
     listed = {Path(dep) for dep in STAGES[name]["deps"] if dep.endswith(".py")}
-    assert listed == imported_modules(ROOT / "stages" / f"{name}.py")
+    assert listed == project_imports.modules(ROOT / "stages" / f"{name}.py")
 
 
 def loaded_sections(name: str) -> set[str]:

@@ -457,16 +457,6 @@ def test_map_encoded_works_in_several_processes_and_keeps_the_order(monkeypatch)
     assert 1 <= len(processes) <= 2
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no system call for it")
-def test_no_more_cores_are_used_than_a_scheduler_allows():
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        assert images.cores() == 1
-    finally:
-        os.sched_setaffinity(0, allowed)
-
-
 def test_map_encoded_starts_no_process_for_a_few_images():
     files = [File("a", encode(FIELDS, "PNG")), File("b", b"")]
     (_, (found, process)), (_, bad) = images.map_encoded(functools.partial(area, factor=1), files)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from stages.common.run import UserError, explain, run
+from stages.common.run import UserError, cores, explain, run, start_tensorflow
 from tests import ROOT
 
 # macOS has no device that is always full, and filling a real disk is no test.
@@ -216,3 +216,27 @@ def test_a_script_shows_where_an_unexpected_error_arose():
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback")
     assert done.stderr.endswith("ValueError: shapes differ\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no system call for it")
+def test_no_more_cores_are_used_than_a_scheduler_allows():
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_tensorflow_starts_no_more_threads_than_may_be_used_at_once(monkeypatch):
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "")
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # joblib's, as a container's limit would be
+    start_tensorflow()
+    assert os.environ["TF_NUM_INTRAOP_THREADS"] == "1"
+
+
+def test_who_sets_the_number_of_threads_is_heard(monkeypatch):
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
+    start_tensorflow()
+    assert os.environ["TF_NUM_INTRAOP_THREADS"] == "3"

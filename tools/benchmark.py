@@ -27,9 +27,9 @@ import numpy as np
 from PIL import Image
 
 from stages import preprocess
-from stages.common import geometry, images, paths
+from stages.common import geometry, paths
 from stages.common.datasets.raw import RawImage
-from stages.common.run import UserError, data_options, progress, run, start_tensorflow
+from stages.common.run import UserError, cores, data_options, progress, run, start_tensorflow
 from tools import benchmark_training as training
 from tools import sweep
 
@@ -204,7 +204,7 @@ def machine() -> dict[str, str | int]:
         if name in PACKAGES or importlib.util.find_spec(name)
     }
     return {
-        "cores": images.cores(),
+        "cores": cores(),
         "processor": processor(),
         "system": platform.platform(),
         **versions,
@@ -287,7 +287,7 @@ def main() -> None:
     ).stdout.strip()
 
     def keep(part: str, title: str, found) -> None:
-        """Writes what there is after every table: a quarter of an hour may be cut off."""
+        """Writes what there is after every table: what took long may be cut off."""
         if part == "head_validation_accuracy":
             results[part] = found
         else:
@@ -306,7 +306,7 @@ def main() -> None:
         keep("training", title, [asdict(row) for row in rows])
     if ACCURACY in wanted:
         keep("head_validation_accuracy", ACCURACY, measure_accuracy())
-    with ProcessPoolExecutor(images.cores()) as pool:
+    with ProcessPoolExecutor(cores()) as pool:
         for title in filter(wanted.__contains__, DECODING):
             kind, size, count, side, rounds = DECODING[title]
             encoded = [photograph(number, size, kind) for number in range(count)]

@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from stages.common import images, params
-from stages.common.run import UserError, progress, run
+from stages.common import params
+from stages.common.run import UserError, cores, progress, run
 from tools.benchmark import photograph
 from tools.memory import peak_bytes
 
@@ -88,7 +88,7 @@ def make_project(folder: Path, count: int) -> None:
     own = folder / "data" / "own"
     for number in range(CLASSES):
         (own / f"class {number}").mkdir(parents=True)
-    with ProcessPoolExecutor(images.cores()) as pool:
+    with ProcessPoolExecutor(cores()) as pool:
         made = pool.map(partial(write_photograph, folder=own), range(count), chunksize=256)
         for _ in progress(made, total=count, unit="image", description="make"):
             pass
@@ -217,7 +217,7 @@ def main() -> None:
             rows += measure_all(together, Path(folder))
         print(growth(rows), flush=True)
         results = {
-            "cores": images.cores(),
+            "cores": cores(),
             "side": SIDE,
             "md5_mebibytes_per_second": md5_rate(),
             "rows": [asdict(row) for row in rows],

@@ -4,7 +4,6 @@ import io
 import itertools
 import math
 import multiprocessing
-import os
 import signal
 import struct
 import warnings
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from stages.common import geometry, tiff
-from stages.common.run import UserError
+from stages.common.run import UserError, cores
 
 # Only these are tried: other plugins of Pillow start programs (EPS) or are seldom met.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
@@ -312,12 +311,6 @@ class Encoded(Protocol):
 
 
 EncodedItem = TypeVar("EncodedItem", bound=Encoded)
-
-
-def cores() -> int:
-    """Of this process, which `taskset` or a scheduler may hold to fewer than the machine has."""
-    known = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
 
 def map_encoded(

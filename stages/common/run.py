@@ -106,6 +106,16 @@ def _refuse_arguments(given: list[str]) -> None:
         )
 
 
+def cores() -> int:
+    """That this process may use: `taskset`, a scheduler or a container may allow it fewer than all.
+
+    A container's limit of processor time (`docker run --cpus 2`) counts as that many cores.
+    """
+    import joblib
+
+    return joblib.cpu_count()
+
+
 def start_tensorflow(seed: int | None = None, deterministic: bool = True) -> None:
     """Imports TensorFlow without its start-up messages and seeds Python, NumPy and Keras.
 
@@ -121,6 +131,9 @@ def start_tensorflow(seed: int | None = None, deterministic: bool = True) -> Non
     # Memory of tensors is kept for the next ones: asking the system for it anew in every operation
     # takes a seventh to a fifth of a training step on a CPU (benchmarks/profile.md).
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
+    # It knows what `taskset` allows, and nothing of a container's limit: as many threads as the
+    # machine has cores would use that up in bursts, and wait for the rest of each period.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(cores()))
     with _without_information_lines():
         import keras
         import tensorflow as tf
