@@ -23,6 +23,7 @@ from stages.common import (
     splits,
 )
 from stages.common.run import UserError
+from stages.common.training import backups
 
 NAMES = ["blue", "green", "red"]
 AS_IT_IS = {"horizontal_flip": False, "vertical_flip": False, "quarter_turns": False}
@@ -264,16 +265,18 @@ def test_each_model_is_measured_by_its_own_file(project, monkeypatch, toy_classi
 def test_hours_of_training_are_kept_until_their_model_is_measured(
     project, monkeypatch, toy_classifier
 ):
-    """A backup is all that there is of a training that was interrupted."""
+    """One that was interrupted stays longer: the model that is measured may be of a checkout."""
     monkeypatch.setattr("sys.argv", ["evaluate", "fine_tuned"])
-    backup = paths.BACKUP / "fine_tune" / "epoch-7"
-    backup.mkdir(parents=True)
+    interrupted, finished = (paths.BACKUP / "fine_tune" / name for name in ("one", "other"))
+    for backup in (interrupted, finished):
+        (backup / "epoch-000007").mkdir(parents=True)
+    backups.finish(finished)
     with pytest.raises(UserError, match=r"fine_tuned\.keras does not exist"):
         evaluate.main()
-    assert backup.exists()
+    assert finished.exists()
     models.save(toy_classifier("linear"), paths.FINE_TUNED)
     evaluate.main()
-    assert not backup.exists()
+    assert (interrupted.exists(), finished.exists()) == (True, False)
 
 
 def test_what_is_wrong_in_params_is_told_before_anything_is_predicted(project, monkeypatch):

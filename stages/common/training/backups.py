@@ -8,6 +8,8 @@ from typing import Any
 
 from stages.common import paths
 
+FINISHED = "finished"
+
 
 def fingerprint(*parts: Any) -> str:
     """A short name for a configuration: paths by their content, all else by its repr.
@@ -43,9 +45,19 @@ def folder_of(stage: str, name: str) -> Path:
     return parent / name
 
 
+def finish(backup: Path) -> None:
+    """Notes that the model of this configuration is trained and saved."""
+    (backup / FINISHED).touch()
+
+
 def forget(stage: str) -> None:
-    """Removes the backup of a training stage whose model DVC holds by now."""
-    shutil.rmtree(paths.BACKUP / stage, ignore_errors=True)
+    """Removes the backup of a training stage that finished: DVC holds its model by now.
+
+    One that was interrupted stays, since the model that is measured meanwhile may be another one,
+    checked out.
+    """
+    for mark in (paths.BACKUP / stage).glob(f"*/{FINISHED}"):
+        shutil.rmtree(mark.parent)
 
 
 def kept_epochs(backup: Path) -> dict[int, Path]:

@@ -135,6 +135,7 @@ def train(
         temperature = calibration.fit_temperature(logits, labels)
         print(f"temperature {temperature:.3f}")
         save(temperature)
+        backups.finish(backup)
     if team is not None:
         team.meet()  # a backup goes when all have the last epoch, and the first has saved it
         shutil.rmtree(backup)
