@@ -150,7 +150,9 @@ def test_json_is_one_list(folder, capsys):
 
 def test_a_table_names_its_images_relative_to_itself(folder):
     (folder / "list.csv").write_text("path,who\n0.png,a\ndeep/1.png,b\n", encoding="utf-8")
-    assert predict.find([folder / "list.csv"], "path") == [folder / "0.png", folder / "deep/1.png"]
+    (folder / "list.tsv").write_text("path\twho\n0.png\ta\ndeep/1.png\tb\n", encoding="utf-8")
+    for table in ("list.csv", "list.tsv"):
+        assert predict.find([folder / table], "path") == [folder / "0.png", folder / "deep/1.png"]
     with pytest.raises(UserError, match=r"no column 'paht'; did you mean 'path'.*--path-column"):
         predict.find([folder / "list.csv"], "paht")
 

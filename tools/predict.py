@@ -1,4 +1,4 @@
-"""Classifies images: python -m tools.predict IMAGE|FOLDER|CSV… [--top 3] [--explain FOLDER].
+"""Classifies images: python -m tools.predict IMAGE|FOLDER|TABLE… [--top 3] [--explain FOLDER].
 
 Prints the likeliest classes of each image. The model is one file, models/fine_tuned.keras unless
 --model names another; nothing else of the pipeline is needed.
@@ -47,12 +47,12 @@ def find(inputs: Iterable[Path], path_column: str) -> list[Path]:
 
     Args:
         inputs: image files; folders, searched as fetch does, to any depth and behind links, for
-            files whose name says that they are images; CSV files with a column of paths, relative
-            to the CSV file.
+            files whose name says that they are images; CSV or TSV files with a column of paths,
+            relative to the file.
         path_column: the name of that column.
 
     Raises:
-        UserError: a path does not exist, a folder holds no image, a CSV file lacks the column.
+        UserError: a path does not exist, a folder holds no image, a table lacks the column.
     """
     found = []
     for path in inputs:
@@ -62,8 +62,8 @@ def find(inputs: Iterable[Path], path_column: str) -> list[Path]:
                 raise UserError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
             found += inside
         elif not path.exists():
-            raise UserError(f"{path} does not exist; give images, folders or CSV files")
-        elif path.suffix.lower() == ".csv":
+            raise UserError(f"{path} does not exist; give images, folders, CSV or TSV files")
+        elif path.suffix.lower() in tables.DELIMITERS:
             found += _listed(path, path_column)
         else:
             found.append(path)
@@ -73,7 +73,7 @@ def find(inputs: Iterable[Path], path_column: str) -> list[Path]:
 def _listed(table: Path, column: str) -> list[Path]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = tables.csv_reader(file)
+            reader = tables.csv_reader(file, tables.DELIMITERS[table.suffix.lower()])
             columns = reader.fieldnames or []
             if column not in columns:
                 raise UserError(
@@ -82,7 +82,7 @@ def _listed(table: Path, column: str) -> list[Path]:
                 )
             return [table.parent / row[column] for row in reader if row[column]]
     except UnicodeDecodeError:
-        raise UserError(f"{table} is not a CSV file in UTF-8") from None
+        raise UserError(f"{table} is not a table in UTF-8") from None
 
 
 def read_files(files: Iterable[Path]) -> Iterator[ImageFile]:
@@ -263,12 +263,12 @@ def explainer(
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="tools.predict", description=__doc__.split(":")[0])
-    parser.add_argument("inputs", nargs="+", type=Path, help="images, folders, CSV files of paths")
+    parser.add_argument("inputs", nargs="+", type=Path, help="images, folders, CSV or TSV files")
     parser.add_argument("--model", type=Path, default=paths.FINE_TUNED, help="a .keras file")
     parser.add_argument("--top", type=_positive, default=3, help="classes to name for each image")
     parser.add_argument("--explain", type=Path, help="folder for pictures of where it looked")
     parser.add_argument("--format", choices=WRITERS, default="table")
-    parser.add_argument("--path-column", default="path", help="of CSV files")
+    parser.add_argument("--path-column", default="path", help="of CSV or TSV files")
     parser.add_argument("--batch-size", type=_positive, default=32, help="images in one pass")
     return parser.parse_args(arguments)
 

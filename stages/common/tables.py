@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from stages.common import files
 
+DELIMITERS = {".csv": ",", ".tsv": "\t"}  # of text tables, by the name of the file
 DECIMALS = 6  # of a metric; DVC can show them all
 MOST_CHARACTERS = 2**31 - 1  # of a cell; by itself Python ends at 131,072
 
@@ -53,10 +54,10 @@ def csv_writer(file: TextIO) -> Any:
     return csv.writer(_UnixLines(file))
 
 
-def csv_reader(file: TextIO) -> csv.DictReader:
+def csv_reader(file: TextIO, delimiter: str = ",") -> csv.DictReader:
     """A reader of rows by column name, whose cells may be as long as they like."""
     csv.field_size_limit(MOST_CHARACTERS)
-    return csv.DictReader(file)
+    return csv.DictReader(file, delimiter=delimiter)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:

@@ -17,8 +17,7 @@ from stages.common.inventory import InventoryRow
 from stages.common.params import nearest
 from stages.common.run import UserError
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (*DELIMITERS, ".parquet")
+SUFFIXES = (*tables.DELIMITERS, ".parquet")
 ROWS_AT_ONCE = 4096
 # Columns of data/raw and of data/splits.csv, which mean something else there.
 RESERVED = ("id", "image", "label", "name", "split", "group")
@@ -67,7 +66,7 @@ class Table:
         import pyarrow as pa
 
         try:
-            if self.path.suffix.lower() in DELIMITERS:
+            if self.path.suffix.lower() in tables.DELIMITERS:
                 schema = self._csv({}).schema
                 return [(name, pa.string()) for name in schema.names]
             import pyarrow.parquet
@@ -80,7 +79,7 @@ class Table:
 
     def _check_quotes(self) -> None:
         """Arrow takes all that follows a quotation mark without its second one for one cell."""
-        delimiter = DELIMITERS.get(self.path.suffix.lower())
+        delimiter = tables.DELIMITERS.get(self.path.suffix.lower())
         if delimiter is None:
             return
         last_line = 0
@@ -97,7 +96,7 @@ class Table:
                 ) from None
 
     def _batches(self) -> Iterator[Any]:
-        if self.path.suffix.lower() in DELIMITERS:
+        if self.path.suffix.lower() in tables.DELIMITERS:
             import pyarrow as pa
 
             # As text: types that are guessed from the first rows can fail on later ones, and turn
@@ -115,7 +114,7 @@ class Table:
         return pyarrow.csv.open_csv(
             self.path,
             parse_options=pyarrow.csv.ParseOptions(
-                delimiter=DELIMITERS[self.path.suffix.lower()], newlines_in_values=True
+                delimiter=tables.DELIMITERS[self.path.suffix.lower()], newlines_in_values=True
             ),
             convert_options=pyarrow.csv.ConvertOptions(column_types=types),
         )
