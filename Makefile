@@ -1,5 +1,7 @@
 # `make help` says what there is.
 PYTHON ?= python3
+# Of the command line alone: some systems have a variable of that name.
+NAME :=
 GPU ?=
 VENV := .venv
 BIN := $(VENV)/bin

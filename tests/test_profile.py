@@ -2,6 +2,7 @@
 
 import pytest
 
+from stages.common.run import UserError
 from tools import profile
 
 MAIN = "_run_module_as_main (<frozen runpy>:198);<module> (stages/fine_tune.py:9)"
@@ -19,6 +20,30 @@ def test_help_is_no_command(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         profile.main()
     assert "default: dvc repro --force" in capsys.readouterr().out
+
+
+def test_a_command_that_fails_leaves_the_committed_table(tmp_path, monkeypatch):
+    """As py-spy does, what stands in for it ends well whatever the command ends with."""
+    program = tmp_path / "bin" / "py-spy"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\nwhile [ "$1" != -- ]; do\n'
+        '  if [ "$1" = --output ]; then output="$2"; fi\n  shift\ndone\nshift\n'
+        f'"$@"\necho \'{stack("stages.fetch", MAIN, 40)}\' > "$output"\n'
+    )
+    program.chmod(0o755)
+    page = tmp_path / "profile.md"
+    page.write_text("<!-- table: profile -->\n\nbefore\n\n<!-- end -->\n")
+    monkeypatch.setattr("sys.executable", str(program.with_name("python")))
+    monkeypatch.setattr(profile, "RESULTS", tmp_path / "profile.csv")
+    monkeypatch.setattr(profile, "PAGE", page)
+    monkeypatch.setattr("sys.argv", ["profile", "sh", "-c", "exit 3"])
+    with pytest.raises(UserError, match="sh -c exit 3 ended with status 3"):
+        profile.main()
+    assert "before" in page.read_text()
+    monkeypatch.setattr("sys.argv", ["profile", "true"])
+    profile.main()
+    assert "`fetch`" in page.read_text()
 
 
 def test_seconds_are_sorted_by_stage_and_activity():

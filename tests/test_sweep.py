@@ -56,8 +56,9 @@ def test_more_workers_than_gpus_are_refused():
 def test_gpus_are_those_that_are_visible(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert sweep.gpus() == ["3", "5"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert sweep.gpus() == []
+    for none in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert sweep.gpus() == []
 
 
 @pytest.mark.parametrize("before", ["", "params.yaml:", "++"])

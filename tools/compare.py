@@ -212,7 +212,9 @@ def main() -> None:
     parser.add_argument("revision", help="Git revision to compare the work tree with")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw curves and confusion")
     parser.add_argument(
-        "--image-base", metavar="URL", help="of the pictures in the Markdown; default: the folder"
+        "--image-base",
+        metavar="URL",
+        help="what stands before the pictures' names in the Markdown; default: FOLDER/",
     )
     options = parser.parse_args()
     if options.pictures and options.pictures.exists() and not options.pictures.is_dir():

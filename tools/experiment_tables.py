@@ -8,6 +8,7 @@ import csv
 import statistics
 from pathlib import Path
 
+from stages.common.run import run
 from tools import markdown
 
 FOLDER = Path("docs/experiments")
@@ -53,5 +54,10 @@ def filled(page: str, folder: Path = FOLDER) -> str:
     return markdown.filled(page, made)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Writes the page."""
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main, takes_arguments=False)

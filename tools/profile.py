@@ -37,6 +37,8 @@ ACTIVITIES = {
     "building, loading and saving models": r"keras/|torch_checkpoint\.py|h5py/|models\.py",
 }
 REST = "the rest"
+# py-spy ends with 0 whatever its command ended with, which is therefore written to a file.
+KEEP_STATUS = '"$@"; echo $? > "$0"'
 
 
 def activity(frames: str) -> str:
@@ -118,13 +120,19 @@ def main() -> None:
     if not program.exists() and importlib.util.find_spec("py_spy") is None:
         raise UserError("py-spy is not installed; `make extra NAME=profile` installs it")
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "stacks.txt"
+        output, status = Path(folder) / "stacks.txt", Path(folder) / "status.txt"
         options = ["--subprocesses", "--idle", "--format", "raw", "--rate", str(RATE)]
-        sampled = [program, "record", *options, "--output", output, "--", *command]
+        kept = ["sh", "-c", KEEP_STATUS, status, *command]
+        sampled = [program, "record", *options, "--output", output, "--", *kept]
         if subprocess.run(sampled).returncode or not output.exists():
             raise UserError(
                 f"{' '.join(command)} failed under py-spy, which needs root or the right to trace "
                 "other processes; see what it printed"
+            )
+        if not status.exists() or (ended := status.read_text().strip()) != "0":
+            ended = f"with status {ended}" if status.exists() else "early"
+            raise UserError(
+                f"{' '.join(command)} ended {ended}; see what it printed. {RESULTS} is as it was"
             )
         with output.open(encoding="utf-8", errors="replace") as lines:
             found = rows(seconds_by_stage(lines, stages))

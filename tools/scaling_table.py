@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common import params
+from stages.common.run import run
 from tools import benchmark, benchmark_scale, markdown
 
 PAGE = Path("docs/scaling.md")
@@ -68,6 +69,8 @@ def rows(results: dict[str, Any], scale: dict[str, Any], content: dict[str, Any]
     training = results["training"]
     forward = per_core(training["Forward pass of the frozen network"], "extract_features", cores)
     tuning = per_core(training["An epoch of fine-tuning"], "ours", cores)
+    an_epoch = "an epoch of fine-tuning, all layers"
+    on_a_gpu = f"on a GPU *assumed* to be {ASSUMED_GPU_RATIO} cores"
     split, split_memory = growth(scale["rows"], "split")
     md5 = scale["md5_mebibytes_per_second"] * 2**20
     found = [
@@ -82,15 +85,12 @@ def rows(results: dict[str, Any], scale: dict[str, Any], content: dict[str, Any]
         ("`split`, memory", lambda n: size(n * split_memory)),
         ("MD5 of `data/images`, on one core", lambda n: hours(n * pixels / md5)),
         (f"frozen pass, {views} views, on one core", lambda n: hours(n * views / forward)),
-        ("an epoch of fine-tuning, on one core", lambda n: hours(n / tuning)),
+        (f"{an_epoch}, on one core", lambda n: hours(n / tuning)),
         (
-            f"frozen pass, {views} views, on a GPU *assumed* to be {ASSUMED_GPU_RATIO} cores",
+            f"frozen pass, {views} views, {on_a_gpu}",
             lambda n: hours(n * views / forward / ASSUMED_GPU_RATIO),
         ),
-        (
-            f"an epoch of fine-tuning, on a GPU *assumed* to be {ASSUMED_GPU_RATIO} cores",
-            lambda n: hours(n / tuning / ASSUMED_GPU_RATIO),
-        ),
+        (f"{an_epoch}, {on_a_gpu}", lambda n: hours(n / tuning / ASSUMED_GPU_RATIO)),
     ]
     return [[what, *(value(count) for count in COUNTS.values())] for what, value in found]
 
@@ -105,5 +105,10 @@ def filled(page: str, root: Path = Path()) -> str:
     return markdown.filled(page, {"scaling": made}.__getitem__)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Writes the page."""
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main, takes_arguments=False)

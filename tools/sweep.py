@@ -29,6 +29,7 @@ from stages.common.datasets.sources import Folder
 from stages.common.run import UserError, progress, run
 from tools import check_params, revisions
 
+NO_DEVICE = ("", "-1", "NoDevFiles")
 POLL_SECONDS = 5
 START_SECONDS = 120  # in which a worker that starts must have come up
 # Columns that would make the table wider than any screen: parts of metrics, and hashes of files.
@@ -70,7 +71,9 @@ def dvc(*words: str, environment: dict[str, str] | None = None) -> str:
 def gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA names them; none on a machine without."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+        names = map(str.strip, os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+        # As CUDA does: what is no device hides all that follow.
+        return list(itertools.takewhile(lambda name: name not in NO_DEVICE, names))
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
