@@ -8,6 +8,7 @@ Writes: data/features/{train,valid}/ — shards of float16: pooled (views, chann
         data/features/layers.json — the layers of the backbone that were read; none: its output.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from stages.common import (
     runtime,
     shards,
 )
-from stages.common.run import progress, run, start_tensorflow
+from stages.common.run import UserError, progress, run, start_tensorflow
 
 
 @params.params_dataclass
@@ -94,6 +95,16 @@ def onnx_feature_function(backbone_model, features: str, symmetries):
     return extract
 
 
+def check_finite(features: np.ndarray, layers: Sequence[str]) -> None:
+    """UserError where activations are larger than float16 holds, or are no numbers."""
+    if not np.isfinite(features).all():
+        raise UserError(
+            f"the network's activations at {', '.join(layers) or 'its output'} are no numbers, or "
+            "above the 65,504 that features, kept as float16, can be; choose other "
+            "extract_features.layers, or see whether the weights fit the network (backbone.weights)"
+        )
+
+
 def describe_precision_without_effect(precision: str) -> str | None:
     """A sentence where ONNX Runtime is asked for another precision; on CPUs it has few kernels."""
     if precision == "float32":
@@ -136,6 +147,7 @@ def main() -> None:
         ):
             for images, labels, ids in batches:
                 features: np.ndarray = extract(images)
+                check_finite(features, layers)
                 for row in zip(features, labels.numpy(), ids.numpy(), strict=True):
                     writer.write(row[0], int(row[1]), row[2].decode())
                 bar.update(len(features) * len(views))

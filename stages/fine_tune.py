@@ -319,6 +319,8 @@ def fine_tune(
     team: workers.Team | None = None,
 ) -> None:
     """From models/head.keras to models/fine_tuned.keras, on this box alone or in a team."""
+    import tensorflow as tf
+
     model = models.load(paths.HEAD)
     check_image_sizes(parameters.image_sizes, model.get_layer("resize").height)
     trained_before = layer_table.trainable_in_head_phase(model)
@@ -349,6 +351,8 @@ def fine_tune(
         image_sizes=parameters.image_sizes,
     )
 
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+
     def save(temperature: float) -> None:
         runtime.set_precision(model.get_layer("backbone"), "float32")  # as all models are saved
         fine_tuned = models.with_temperature(model, temperature)
@@ -361,8 +365,12 @@ def fine_tune(
         data=paths.IMAGES,
         seed=seed,
         save=save,
-        # Random numbers differ from worker to worker, and so with how many there are.
-        inputs=[paths.HEAD, settings, *weights.files(parameters), 1 if team is None else team.size],
+        # Random numbers differ from worker to worker and from device to device, and so with how
+        # many there are.
+        inputs=[
+            *(paths.HEAD, settings, *weights.files(parameters)),
+            *(1 if team is None else team.size, devices),
+        ],
         image_weights=image_weights,
         image_size=image_size,
         rate_factors=rate_factors_by_epoch(

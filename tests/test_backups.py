@@ -17,6 +17,7 @@ def test_backup_of_another_configuration_is_removed_not_resumed(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     first = backups.folder_of("fine_tune", backups.fingerprint(parameters(), 0))
     (first / "epoch-000001").mkdir(parents=True)
+    (first.parent / ".DS_Store").touch()  # as macOS leaves in a folder that was looked at
     same = backups.folder_of("fine_tune", backups.fingerprint(parameters(), 0))
     assert same == first
     assert first.exists()

@@ -750,6 +750,24 @@ class TestArchives:
         with pytest.raises(UserError, match=r"damaged .*cat/1\.png"):
             list(sources.open_source(path).files(lambda name: True))
 
+    @pytest.mark.parametrize("damage", ["beginning", "middle", "names", "bzip2"])
+    def test_what_zipfile_has_no_error_of_its_own_for(self, tmp_path, damage):
+        path = tmp_path / "a.zip"
+        method = zipfile.ZIP_BZIP2 if damage == "bzip2" else zipfile.ZIP_STORED
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for number in range(3):
+                archive.writestr(f"cat/\u00fc{number}.png", bytes(range(256)) * 4)
+        content = path.read_bytes()
+        changed = {
+            "beginning": content[500:],
+            "middle": content[:600] + content[700:],
+            "names": content.replace("\u00fc".encode(), b"\xfc "),  # that say they are UTF-8
+            "bzip2": content.replace(b"BZh9", b"BZh0"),
+        }
+        path.write_bytes(changed[damage])
+        with pytest.raises(UserError, match="damaged or of a kind that can't be read"):
+            list(sources.open_source(path).files(lambda name: True))
+
     def test_an_encrypted_member(self, tmp_path):
         path = zip_of(tmp_path / "a.zip", {"cat/1.png": b"x"})
         content = bytearray(path.read_bytes())

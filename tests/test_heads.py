@@ -338,3 +338,9 @@ def test_params_that_contradict_each_other_are_refused(project, section, changes
     stage = {"train_head": train_head, "extract_features": extract_features}[section]
     with pytest.raises(Exception, match=message):
         stage.main()
+
+
+def test_activations_that_float16_cannot_hold_are_refused():
+    features = np.full((2, 1, 4), np.inf, np.float16)  # what it makes of 70,000
+    with pytest.raises(UserError, match="at block3 are no numbers, or above the 65,504"):
+        extract_features.check_finite(features, ["block3"])

@@ -1,7 +1,9 @@
 """Images that a table names: columns, official splits, groups, downloads and what is missing."""
 
+import errno
 import http.server
 import itertools
+import os
 import shutil
 import threading
 from collections import Counter
@@ -152,6 +154,15 @@ class TestTable:
         path.write_bytes(b"PAR1 and nothing else")
         with pytest.raises(UserError, match=r"table\.parquet can't be read"):
             Table(path)
+
+    def test_damage_within_a_parquet_file(self, tmp_path):
+        path = tmp_path / "table.parquet"
+        names = [f"{number}.jpg" for number in range(1000)]
+        pyarrow.parquet.write_table(pa.table({"path": names, "label": names}), path)
+        content = path.read_bytes()
+        path.write_bytes(content[:100] + b"\xff" * 100 + content[200:])
+        with pytest.raises(UserError, match=r"table\.parquet can't be read"):
+            list(Table(path).rows())
 
     def test_two_columns_of_one_name(self, tmp_path):
         with pytest.raises(UserError, match=r"several columns named \['label'\]"):
@@ -465,6 +476,28 @@ class TestRemote:
         complete.rename(complete.with_name(f"{complete.name}.0123.part"))
         assert get(url).read_bytes() == content
         assert server.asked[f"/{pictures[0]}"] == 2
+
+    @pytest.mark.parametrize(
+        "error",
+        [OSError(errno.ENOSPC, "No space left on device"), PermissionError(errno.EACCES, "", "{}")],
+        ids=["full", "not allowed"],
+    )
+    def test_a_full_disk_is_no_fault_of_the_url(self, tmp_path, monkeypatch, get, error):
+        def fail(url, target):
+            raise type(error)(error.errno, error.strerror, error.filename and str(target))
+
+        monkeypatch.setattr(remote, "_copy", fail)
+        with pytest.raises(OSError, match=rf"\[Errno {error.errno}\]"):
+            get("https://nowhere.test/1.png")
+
+    def test_what_a_killed_run_left_half_done_goes(self, tmp_path):
+        abandoned, recent = (tmp_path / "ab" / f"abc.{name}.part" for name in ("one", "two"))
+        for path in (abandoned, recent):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"half")
+        os.utime(abandoned, (0, 0))
+        remote.Downloader(tmp_path)
+        assert (abandoned.exists(), recent.exists()) == (False, True)
 
     def test_when_nothing_can_be_reached_it_gives_up(self, monkeypatch, server, get):
         server.close()

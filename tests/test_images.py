@@ -18,7 +18,7 @@ import pytest
 import tifffile
 from PIL import Image, PngImagePlugin
 
-from stages.common import geometry, images
+from stages.common import geometry, images, tiff
 from stages.common.run import UserError
 from tests import ROOT
 
@@ -681,6 +681,29 @@ def test_damaged_compression_of_many_channels_is_a_bad_image():
     assert caught.value.problem == "truncated"
     with pytest.raises(images.BadImage, match="not a TIFF file that can be decoded"):
         images.to_array(damaged, 224, "squash", channels=5)
+
+
+def test_a_damaged_tag_of_many_pages_is_a_bad_image():
+    encoded = bytearray(tiff_of(np.moveaxis(BANDS, 2, 0).copy(), photometric="minisblack"))
+    with tifffile.TiffFile(io.BytesIO(bytes(encoded))) as file:
+        place = file.pages[0].tags["BitsPerSample"].valueoffset
+    encoded[place] = 0
+    with pytest.raises(images.BadImage) as caught:
+        images.read(bytes(encoded))
+    assert caught.value.problem == "truncated"
+    with pytest.raises(images.BadImage, match="not a TIFF file that can be decoded"):
+        images.to_array(bytes(encoded), 224, "squash", channels=5)
+
+
+@pytest.mark.parametrize("axes", ["YXC", "YXS", "CYX", "YCX"])
+def test_channels_are_found_by_the_axes_that_a_file_names(axes):
+    places = [axes.index(axis) for axis in ("Y", "X")]
+    values = np.moveaxis(BANDS, [0, 1], places).copy()
+    planes = "contig" if axes == "YXS" else None
+    encoded = tiff_of(
+        values, photometric="minisblack", planarconfig=planes, metadata={"axes": axes}
+    )
+    np.testing.assert_array_equal(tiff.read(encoded, images.MOST_PIXELS), BANDS)
 
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])

@@ -14,7 +14,7 @@ UPRIGHT = 1  # of TIFF's tag of orientation
 # What tifffile, and what it decompresses by, raise on bytes that they can't make sense of.
 _DECODER_ERRORS = (
     *(OSError, IndexError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError),
-    *(ArithmeticError, MemoryError, zlib.error, struct.error),
+    *(ArithmeticError, AssertionError, MemoryError, zlib.error, struct.error),
 )
 
 
@@ -77,10 +77,9 @@ def read(encoded: bytes, pixel_limit: int) -> np.ndarray:
         raise Unsupported(f"expected channels of 8 or 16 bits, received {values.dtype}")
     if len(axes) == 2 and counts_from_white:
         values = 255 - values
+    values = np.moveaxis(values, [axes.index("Y"), axes.index("X")], [0, 1])
     if len(axes) == 2:
         values = values[..., np.newaxis]
-    elif not axes.endswith("S"):
-        values = np.moveaxis(values, 0, -1)
     return np.ascontiguousarray(_turned(values, orientation))
 
 

@@ -58,8 +58,8 @@ class Table:
                 ]
                 for values in zip(*columns, strict=True):
                     yield dict(zip(self.column_names, values, strict=True))
-        except pa.ArrowException as error:
-            raise self._unreadable(error) from None
+        except (pa.ArrowException, OSError) as error:
+            raise self._explained(error) from None
 
     def _fields(self) -> list[tuple[str, Any]]:
         """Name and Arrow type of each column."""
@@ -74,8 +74,8 @@ class Table:
             schema = pyarrow.parquet.read_schema(self.path)
             return list(zip(schema.names, schema.types, strict=True))
         # The names of columns that are no UTF-8 are found out later than all else that is not.
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise self._unreadable(error) from None
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise self._explained(error) from None
 
     def _check_quotes(self) -> None:
         """Arrow takes all that follows a quotation mark without its second one for one cell."""
@@ -118,6 +118,13 @@ class Table:
             ),
             convert_options=pyarrow.csv.ConvertOptions(column_types=types),
         )
+
+    def _explained(self, error: Exception) -> Exception:
+        """A UserError, or the error itself where the disk or a permission is to blame.
+
+        Arrow raises OSError for damaged Parquet too, without the number that the system's have.
+        """
+        return error if getattr(error, "errno", None) else self._unreadable(error)
 
     def _unreadable(self, error: Exception | str) -> UserError:
         return UserError(

@@ -1,5 +1,6 @@
 """Downloads single files from any URL that fsspec opens: https://, s3://, gs://, …"""
 
+import errno
 import hashlib
 import threading
 import time
@@ -15,6 +16,9 @@ THREADS = 16  # downloads at a time: each mostly waits
 WAITS = (1.0, 2.0, 4.0)  # seconds before each further attempt
 CONNECT_SECONDS, SILENCE_SECONDS = 10, 60
 MOST_FAILURES_IN_A_ROW = 3 * THREADS
+PARTIAL = ".part"
+ABANDONED_SECONDS = 24 * 3600  # another run may be downloading into a folder that both share
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 RETRIED_STATUSES = (408, 429)  # of those from 400 to 499; all others are final
 
 
@@ -26,7 +30,10 @@ class Downloader:
     """
 
     def __init__(self, folder: Path):
-        """`folder` is where downloads are kept."""
+        """`folder` is where downloads are kept; what a killed run left half done goes."""
+        for partial in folder.glob(f"??/*{PARTIAL}"):
+            if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
+                partial.unlink(missing_ok=True)
         self._folder = folder
         self._lock = threading.Lock()
         self._failures_in_a_row = 0
@@ -58,6 +65,8 @@ class Downloader:
             except UserError:
                 raise
             except Exception as error:  # each file system has errors of its own
+                if self._is_of_this_machine(error):
+                    raise
                 last = error
                 if _is_final(error):
                     break
@@ -76,6 +85,12 @@ class Downloader:
     def forget(self, url: str) -> None:
         """Removes what the URL gave, if anything."""
         (self._folder / _file_name(url)).unlink(missing_ok=True)
+
+    def _is_of_this_machine(self, error: Exception) -> bool:
+        """Whether the folder can't be written to: no other URL would fare better."""
+        if isinstance(error, PermissionError) and error.filename:
+            return Path(error.filename).is_relative_to(self._folder)
+        return isinstance(error, OSError) and error.errno in NO_ROOM
 
     def _note_answer(self, host: str) -> None:
         with self._lock:
@@ -120,7 +135,7 @@ def _copy(url: str, target: Path) -> None:
     import fsspec
 
     # Two rows may name the same URL, so that each thread writes a file of its own.
-    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         if url.startswith(("http://", "https://")):
             # Whole: `::` in it would part a chain of file systems.

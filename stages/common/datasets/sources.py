@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -316,9 +317,12 @@ def _explained(path: Path):
     try:
         yield
     except (
-        *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
-        *(gzip.BadGzipFile, EOFError, NotImplementedError),
+        *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),
+        *(OSError, EOFError, NotImplementedError, UnicodeDecodeError),
     ) as bad:
+        # bz2 and gzip raise OSError without a number; zipfile seeks to places before the file.
+        if isinstance(bad, OSError) and bad.errno not in (None, errno.EINVAL):
+            raise
         raise UserError(
             f"dataset.path: the archive {path} is damaged or of a kind that can't be read: "
             f"{bad}; copy or pack it anew"

@@ -40,7 +40,7 @@ def folder_of(stage: str, name: str) -> Path:
     """
     parent = paths.BACKUP / stage
     for other in parent.glob("*"):
-        if other.name != name:
+        if other.name != name and other.is_dir():  # macOS leaves files of its own
             shutil.rmtree(other)
     return parent / name
 
