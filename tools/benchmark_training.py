@@ -150,7 +150,11 @@ def _head_as_the_tutorial(inputs, features, train, valid, index: shards.Index, s
     model = keras.Model(inputs, _new_head(features.shape[-1], index, seed)(features))
     optimizers.compile_model(model, TrainingParams(**HEAD), steps)
     history = model.fit(
-        train.shuffle(steps, seed=seed), epochs=EPOCHS, validation_data=valid, verbose=0
+        train.shuffle(steps, seed=seed),
+        epochs=EPOCHS,
+        validation_data=valid,
+        shuffle=False,  # it is: Keras need not warn
+        verbose=0,
     ).history
     return history["val_accuracy"][-1]
 
