@@ -1,5 +1,7 @@
+import os
 import sys
 import types
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -13,17 +15,31 @@ def test_fingerprint_follows_the_versions_of_packages(monkeypatch):
     assert backups.fingerprint(parameters()) != before
 
 
-def test_backup_of_another_configuration_is_removed_not_resumed(tmp_path, monkeypatch):
+def _begin_training(seconds: int, **params) -> Path:
+    """The backup of a configuration, which had an epoch at that time."""
+    folder = backups.folder_of("fine_tune", backups.fingerprint(parameters(**params), 0))
+    (folder / "epoch-000001").mkdir(parents=True, exist_ok=True)
+    os.utime(folder, (seconds, seconds))
+    return folder
+
+
+def test_a_run_that_was_interrupted_for_another_one_keeps_its_backup(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = backups.folder_of("fine_tune", backups.fingerprint(parameters(), 0))
-    (first / "epoch-000001").mkdir(parents=True)
-    (first.parent / ".DS_Store").touch()  # as macOS leaves in a folder that was looked at
-    same = backups.folder_of("fine_tune", backups.fingerprint(parameters(), 0))
-    assert same == first
-    assert first.exists()
-    other = backups.folder_of("fine_tune", backups.fingerprint(parameters(learning_rate=0.02), 0))
-    assert other != first
-    assert not first.exists()
+    interrupted = _begin_training(1)
+    (interrupted.parent / ".DS_Store").touch()  # as macOS leaves in a folder that was looked at
+    other = _begin_training(2, learning_rate=0.02)
+    assert other != interrupted
+    assert backups.latest(interrupted) == (1, interrupted / "epoch-000001")
+    assert _begin_training(3) == interrupted  # its params are back
+
+
+def test_backups_that_no_run_came_back_to_are_removed_oldest_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rates = [0.01, 0.02, 0.03, 0.04]
+    folders = [_begin_training(second, learning_rate=rate) for second, rate in enumerate(rates)]
+    _begin_training(10, learning_rate=rates[0])  # gone on with: the newest now
+    _begin_training(11, learning_rate=0.05)
+    assert [folder.exists() for folder in folders] == [True, False, False, True]
 
 
 def test_fingerprint_follows_a_file_by_its_content(tmp_path):

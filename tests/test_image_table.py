@@ -499,6 +499,12 @@ class TestRemote:
         remote.Downloader(tmp_path)
         assert (abandoned.exists(), recent.exists()) == (False, True)
 
+    def test_another_run_may_complete_a_download_meanwhile(self, tmp_path):
+        listed = tmp_path / "ab" / "abc.one.part"
+        listed.parent.mkdir()
+        listed.symlink_to(tmp_path / "nowhere")  # listed, and not there when it is looked at
+        remote.Downloader(tmp_path)
+
     def test_when_nothing_can_be_reached_it_gives_up(self, monkeypatch, server, get):
         server.close()
         monkeypatch.setattr(remote, "MOST_FAILURES_IN_A_ROW", 5)

@@ -1,5 +1,6 @@
 """Downloads single files from any URL that fsspec opens: https://, s3://, gs://, …"""
 
+import contextlib
 import errno
 import hashlib
 import threading
@@ -32,8 +33,9 @@ class Downloader:
     def __init__(self, folder: Path):
         """`folder` is where downloads are kept; what a killed run left half done goes."""
         for partial in folder.glob(f"??/*{PARTIAL}"):
-            if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
-                partial.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # complete by now
+                if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
+                    partial.unlink()
         self._folder = folder
         self._lock = threading.Lock()
         self._failures_in_a_row = 0

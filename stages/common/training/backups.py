@@ -9,6 +9,7 @@ from typing import Any
 from stages.common import paths
 
 FINISHED = "finished"
+KEPT_OF_OTHERS = 2  # a backup has three times the bytes of the weights
 
 
 def fingerprint(*parts: Any) -> str:
@@ -34,14 +35,17 @@ def fingerprint(*parts: Any) -> str:
 
 
 def folder_of(stage: str, name: str) -> Path:
-    """The folder of one configuration's backup; those of other configurations are removed.
+    """The folder of one configuration's backup.
 
-    Nothing else would ever remove them, and a run resumes only its own.
+    Of other configurations the two newest stay: a run that was interrupted for another one goes on
+    once its params are back. Nothing else would ever remove older ones.
     """
     parent = paths.BACKUP / stage
-    for other in parent.glob("*"):
-        if other.name != name and other.is_dir():  # macOS leaves files of its own
-            shutil.rmtree(other)
+    # macOS leaves files of its own. A folder's time is that of the last epoch it was given.
+    others = [other for other in parent.glob("*") if other.name != name and other.is_dir()]
+    others.sort(key=lambda other: other.stat().st_mtime, reverse=True)
+    for other in others[KEPT_OF_OTHERS:]:
+        shutil.rmtree(other)
     return parent / name
 
 
