@@ -10,7 +10,7 @@ Writes: data/splits.csv — id, split (train, valid or test), label, group, and 
         plots/data/class_balance.csv and .png — columns split, label, images.
         plots/data/samples.png — training images of every class, with their labels.
         plots/data/sizes.png, channels.png — widths, heights and shapes; brightness and colours.
-        plots/data/duplicates.png — the largest groups of duplicates.
+        plots/data/duplicates.png — groups of duplicates, those under several labels first.
 """
 
 import dataclasses
@@ -321,6 +321,7 @@ def duplicate_metrics(
     return {
         **duplicates.counts(copies),
         "conflicting_labels": len(duplicates.conflicts(copies, codes)),
+        "near_conflicting_labels": len(duplicates.near_conflicts(copies, codes)),
         "straddled_official": straddled_official,
     }
 
@@ -389,10 +390,29 @@ def choose_samples(
     return {image_id: label for label, ids in chosen.items() for image_id in ids}
 
 
+def choose_groups(found: Images, copies: duplicates.Duplicates) -> list[np.ndarray]:
+    """The indices of the images of some groups of duplicates, to be shown.
+
+    Those under several labels come first, then the largest. Within a group one image of each label
+    comes first.
+    """
+    codes, _ = encode(found.labels)
+    chosen, others = [], []
+    for group in duplicates.members(copies):
+        firsts = np.sort(np.unique(codes[group], return_index=True)[1])
+        if len(firsts) > 1:
+            chosen.append(np.concatenate([group[firsts], np.delete(group, firsts)]))
+        elif len(others) < MOST_GROUPS_SHOWN:
+            others.append(group)
+        if len(chosen) == MOST_GROUPS_SHOWN:
+            break
+    return [*chosen, *others][:MOST_GROUPS_SHOWN]
+
+
 def describe_duplicates(
     found: Images, copies: duplicates.Duplicates, counts: dict[str, int]
 ) -> list[str]:
-    """What a person must know of duplicates, in lines; the same image under two labels by name."""
+    """What a person must know of duplicates, in lines; those under several labels by name."""
     codes, _ = encode(found.labels)
     kinds = [
         f"{counts[f'{kind}_images']} {kind} in {number_of(counts[f'{kind}_groups'], 'group')}"
@@ -402,16 +422,21 @@ def describe_duplicates(
     if not kinds:
         return ["duplicates: none"]
     lines = [f"duplicates: {', '.join(kinds)}; {DUPLICATES_FILE} lists them"]
-    if counts["conflicting_labels"]:
-        lines.append(f"images with more than one label: {counts['conflicting_labels']}")
-        for members in duplicates.conflicts(copies, codes)[:MOST_CONFLICTS_PRINTED]:
+    for title, conflicts, sign in (
+        ("images with more than one label", duplicates.conflicts, "="),
+        ("groups of near duplicates with more than one label", duplicates.near_conflicts, "~"),
+    ):
+        groups = conflicts(copies, codes)
+        if groups:
+            lines.append(f"{title}: {len(groups)}")
+        for members in groups[:MOST_CONFLICTS_PRINTED]:
             # One of each label first: further copies under the same label are no news.
             firsts = np.sort(np.unique(codes[members], return_index=True)[1])
             shown = np.concatenate([members[firsts], np.delete(members, firsts)])
             named = (f"{found.names[index]} ({found.labels[index]})" for index in shown)
-            lines.append("  " + " = ".join(itertools.islice(named, MOST_OF_A_GROUP_SHOWN)))
-        if counts["conflicting_labels"] > MOST_CONFLICTS_PRINTED:
-            lines.append(f"  … and {counts['conflicting_labels'] - MOST_CONFLICTS_PRINTED} more")
+            lines.append("  " + f" {sign} ".join(itertools.islice(named, MOST_OF_A_GROUP_SHOWN)))
+        if len(groups) > MOST_CONFLICTS_PRINTED:
+            lines.append(f"  … and {len(groups) - MOST_CONFLICTS_PRINTED} more")
     return lines
 
 
@@ -558,8 +583,8 @@ def draw_plots(
     data_plots.channels(PLOTS / "channels.png", used.means, used.labels, assigned)
 
     samples = choose_samples(found, copies.first, split_of, raw.class_names)
-    largest = list(itertools.islice(duplicates.members(copies), MOST_GROUPS_SHOWN))
-    shown = {found.ids[index] for group in largest for index in group[:MOST_OF_A_GROUP_SHOWN]}
+    groups = choose_groups(found, copies)
+    shown = {found.ids[index] for group in groups for index in group[:MOST_OF_A_GROUP_SHOWN]}
     pictures = _pictures(raw, shown | samples.keys())
     plots.image_grid(
         PLOTS / "samples.png",
@@ -584,7 +609,7 @@ def draw_plots(
                     for index in group[:MOST_OF_A_GROUP_SHOWN]
                 ],
             )
-            for group in largest
+            for group in groups
         ],
         total=int((np.bincount(copies.alike) > 1).sum()),
         near_ones=near_ones,

@@ -183,6 +183,7 @@ def data_metrics(labels, class_names, rejected: int) -> dict:
             "near_groups": 12,
             "near_images": 15,
             "conflicting_labels": 1,
+            "near_conflicting_labels": 3,
             "straddled_official": 5,
         },
         "splits": splits,

@@ -164,6 +164,15 @@ def test_conflicts_are_contents_of_several_labels():
     assert duplicates.conflicts(found, np.zeros(7, int)) == []
 
 
+def test_near_conflicts_are_near_duplicates_of_several_labels():
+    # a and b are alike, and so are c and d; e has two labels by itself.
+    hashes = [TEXTURED, flip(TEXTURED, 1), *[flip(TEXTURED, *range(20))] * 2, 7, 7]
+    found = find(list("abcdee"), hashes, 2)
+    labels = np.array([0, 1, 2, 2, 0, 1])
+    assert [group.tolist() for group in duplicates.near_conflicts(found, labels)] == [[0, 1]]
+    assert duplicates.near_conflicts(found, np.zeros(6, int)) == []
+
+
 def test_groups_are_named_by_column_or_else_by_the_first_content():
     found = find(list("dcba"), [TEXTURED, flip(TEXTURED, 3), 0, 0], 2)
     contents = contents_of(*"dcba")

@@ -55,7 +55,7 @@ def content() -> dict:
 def metrics(test: int = 500, **duplicates) -> dict:
     kinds = (
         *("exact_groups", "exact_images", "near_groups", "near_images"),
-        *("conflicting_labels", "straddled_official"),
+        *("conflicting_labels", "near_conflicting_labels", "straddled_official"),
     )
     return {
         "duplicates": dict.fromkeys(kinds, 0) | duplicates,
@@ -114,6 +114,7 @@ def test_messy_data_gets_lines_for_params(content):
             near_images=9,
             near_groups=4,
             conflicting_labels=1,
+            near_conflicting_labels=2,
         ),
     )
     assert found["What is there"][:2] == [
@@ -127,6 +128,7 @@ def test_messy_data_gets_lines_for_params(content):
         "1 exact copy in 1 group, each kept in one split",
         "9 near duplicates in 4 groups, each kept in one split",
         "1 image there several times, under different labels",
+        "2 groups of near duplicates under different labels",
         "2 classes too small to be divided: fox 0, eel 2",
         "unequal classes: the largest has 20 times the images of the smallest",
     ]
@@ -135,6 +137,7 @@ def test_messy_data_gets_lines_for_params(content):
         "mend or remove the images that data/rejected.csv lists",
         "or leave them out: dataset.on_bad_image: skip",
         "decide for one label of each copy in data/duplicates.csv",
+        "look at near duplicates under different labels in data/duplicates.csv",
         "add images to the small classes, merge or remove them; or split.min_images_per_class: "
         "null",
         "train_head.class_weights: balanced",

@@ -682,6 +682,7 @@ def test_duplicates_are_counted():
         "near_groups": 1,
         "near_images": 2,
         "conflicting_labels": 1,
+        "near_conflicting_labels": 1,
         "straddled_official": 5,
     }
 
@@ -707,10 +708,31 @@ def test_duplicates_are_listed_by_name_and_as_data_splits_names_their_group():
     assert all(row[0] == split.group_id(groups.names[of_id[row[1]]]) for row in rows)
 
     counts = split.duplicate_metrics(found, copies, 0)
-    first, headline, conflict = split.describe_duplicates(found, copies, counts)
+    first, *conflicts = split.describe_duplicates(found, copies, counts)
     assert "2 exact in 2 groups, 2 near in 1 group" in first
-    assert headline == "images with more than one label: 1"
-    assert conflict == "  id 3.png (fox) = other label.png (cat)"
+    assert conflicts == [
+        "images with more than one label: 1",
+        "  id 3.png (fox) = other label.png (cat)",
+        "groups of near duplicates with more than one label: 1",
+        "  id 0.png (cat) ~ id 1.png (dog) ~ id 2.png (eel) ~ same label.png (cat)",
+    ]
+
+
+def test_groups_under_several_labels_are_shown_before_larger_ones():
+    first, second, third = draw_items(3)
+    items = [dataclasses.replace(first, id=f"large {number}") for number in range(4)]
+    items += [dataclasses.replace(second, id=f"same {number}", label="cat") for number in range(8)]
+    items[-1] = dataclasses.replace(items[-1], label="dog")
+    items += [dataclasses.replace(third, id=f"small {number}") for number in range(2)]
+    found, copies = as_images(items), duplicates_of(items)
+    shown = split.choose_groups(found, copies)
+    assert [{found.ids[index][:5] for index in group} for group in shown] == [
+        {"same "},
+        {"large"},
+        {"small"},
+    ]
+    # The last of eight copies, of which not all are shown.
+    assert {found.labels[index] for index in shown[0][:2]} == {"cat", "dog"}
 
 
 def test_a_conflict_shows_every_label_however_many_copies_there_are():

@@ -141,6 +141,9 @@ def what_is_wrong(found: Found, metrics: dict | None, content: dict[str, Any]) -
             f"{_images(duplicates['conflicting_labels'])} there several times, under "
             "different labels"
         )
+    if duplicates["near_conflicting_labels"]:
+        groups = _counted(duplicates["near_conflicting_labels"], "group", "groups")
+        lines.append(f"{groups} of near duplicates under different labels")
     if metrics:
         lines += split.describe_straddling(
             duplicates["straddled_official"], content["split"]["official_copies"]
@@ -182,6 +185,11 @@ def what_to_do(
             lines.append("or leave them out: dataset.on_bad_image: skip")
     if metrics and metrics["duplicates"]["conflicting_labels"]:
         lines.append("decide for one label of each copy in data/duplicates.csv")
+    if metrics and metrics["duplicates"]["near_conflicting_labels"]:
+        lines.append(
+            "look at near duplicates under different labels in data/duplicates.csv  # they differ "
+            "in what matters, or a label is wrong"
+        )
     if _tiny_classes(found, content):
         lines.append(
             "add images to the small classes, merge or remove them; or split.min_images_per_class: "

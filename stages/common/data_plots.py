@@ -186,7 +186,7 @@ def duplicates(
 
     Args:
         path: the file; its folder must exist.
-        groups: the largest first.
+        groups: those that are shown; under several labels, or the largest of all.
         total: groups that there are.
         near_ones: whether near duplicates were looked for.
     """
@@ -211,7 +211,10 @@ def duplicates(
         sections.append((heading, tiles))
     title = "Duplicates: each group stays in one split"
     if total > len(groups):
-        title += f"; the {len(groups)} largest of {total:,} groups"
+        if any(group.labels > 1 for group in groups):
+            title += f"; {len(groups)} of {total:,} groups, those under several labels first"
+        else:
+            title += f"; the {len(groups)} largest of {total:,} groups"
     plots.image_sections(path, sections, columns=columns, title=title)
 
 

@@ -184,13 +184,31 @@ def conflicts(duplicates: Duplicates, labels: np.ndarray) -> list[np.ndarray]:
         duplicates: of the images.
         labels: (images,), numbers from 0.
     """
+    return _of_several(duplicates.copy_of, labels)
+
+
+def near_conflicts(duplicates: Duplicates, labels: np.ndarray) -> list[np.ndarray]:
+    """The indices of the images of each group of near duplicates that has several labels.
+
+    Where they differ in what the labels are about, as a crack, all may be right.
+
+    Args:
+        duplicates: of the images.
+        labels: (images,), numbers from 0.
+    """
+    groups = _of_several(duplicates.alike, labels)
+    return [group for group in groups if np.ptp(duplicates.copy_of[group])]
+
+
+def _of_several(groups: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """The indices of the images of each group, a number for each image, that has several labels."""
     classes = int(labels.max(initial=0)) + 1
-    copies = np.flatnonzero(np.bincount(duplicates.copy_of)[duplicates.copy_of] > 1)
-    contents = np.unique(duplicates.copy_of[copies].astype(np.int64) * classes + labels[copies])
-    content, different = np.unique(contents // classes, return_counts=True)
-    order = copies[np.isin(duplicates.copy_of[copies], content[different > 1])]
-    order = order[np.argsort(duplicates.copy_of[order], kind="stable")]
-    starts = np.flatnonzero(np.diff(duplicates.copy_of[order]))
+    listed = np.flatnonzero(np.bincount(groups)[groups] > 1)
+    pairs = np.unique(groups[listed].astype(np.int64) * classes + labels[listed])
+    group, different = np.unique(pairs // classes, return_counts=True)
+    order = listed[np.isin(groups[listed], group[different > 1])]
+    order = order[np.argsort(groups[order], kind="stable")]
+    starts = np.flatnonzero(np.diff(groups[order]))
     return np.split(order, starts + 1) if len(order) else []
 
 

@@ -26,6 +26,7 @@ DUPLICATES = {
     "near_groups": "Groups of near duplicates",
     "near_images": "Images that are near duplicates of another",
     "conflicting_labels": "Groups of identical images with differing labels",
+    "near_conflicting_labels": "Groups of near duplicates with differing labels",
     "straddled_official": "Images with a copy or near duplicate in one of the source's own splits",
 }
 SLICE_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "roc_auc")
