@@ -112,8 +112,8 @@ def test_duplicates_are_shown_with_names_labels_and_splits(tmp_path, monkeypatch
     path = tmp_path / "duplicates.png"
     data_plots.duplicates(path, [exact, alike], total=1234)
     assert {
-        "Duplicates: each group stays in one split; 2 of 1,234 groups, those under several labels "
-        "first",
+        "Duplicates: each group stays in one split\n"
+        "2 of 1,234 groups, those under several labels first",
         "9 copies of one file, 2 of them shown, under 2 labels",
         "2 images that look alike",
         "a.png\ncat · train",
@@ -124,7 +124,7 @@ def test_duplicates_are_shown_with_names_labels_and_splits(tmp_path, monkeypatch
     assert has_color(path, plots.ORANGE, beyond=0)
     data_plots.duplicates(path, [alike], total=3)
     assert not has_color(path, plots.ORANGE, beyond=0)
-    assert "Duplicates: each group stays in one split; the 1 largest of 3 groups" in written
+    assert "Duplicates: each group stays in one split\nthe 1 largest of 3 groups" in written
 
 
 def test_no_duplicates_are_a_sentence(tmp_path, monkeypatch):

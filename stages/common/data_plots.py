@@ -212,9 +212,9 @@ def duplicates(
     title = "Duplicates: each group stays in one split"
     if total > len(groups):
         if any(group.labels > 1 for group in groups):
-            title += f"; {len(groups)} of {total:,} groups, those under several labels first"
+            title += f"\n{len(groups)} of {total:,} groups, those under several labels first"
         else:
-            title += f"; the {len(groups)} largest of {total:,} groups"
+            title += f"\nthe {len(groups)} largest of {total:,} groups"
     plots.image_sections(path, sections, columns=columns, title=title)
 
 
