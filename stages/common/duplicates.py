@@ -18,7 +18,8 @@ Measured, groups / images beyond the first of each / images in the largest group
         8       182 / 1091 / 661       706 / 1022 / 61
 
 Looked at as pictures: at 2, nearly all pairs of both sets are one photograph or one object twice
-(a solar cell under two exposures, a car in another tint; 103 of 105 pairs of CIFAR-10). At 4,
+(a solar cell under two exposures, a car in another tint; 103 of 105 pairs of CIFAR-10); some
+of the cells are another one of the same grain, whole where the first is cracked. At 4,
 CIFAR-10 is still right in nine pairs of ten, but solar cells of one make chain into groups that
 are not one cell. At 6 and 8, chains swallow a quarter of the cells, and birds meet aeroplanes.
 Hence the default of 2; 4 suits varied photographs. Of copies at half the size, or as JPEG of
