@@ -320,7 +320,7 @@ def duplicate_metrics(
     codes, _ = encode(found.labels)
     return {
         **duplicates.counts(copies),
-        "conflicting_labels": len(duplicates.conflicts(copies, codes)),
+        "conflicting_labels": len(duplicates.conflicts(copies.copy_of, codes)),
         "near_conflicting_labels": len(duplicates.near_conflicts(copies, codes)),
         "straddled_official": straddled_official,
     }
@@ -393,20 +393,22 @@ def choose_samples(
 def choose_groups(found: Images, copies: duplicates.Duplicates) -> list[np.ndarray]:
     """The indices of the images of some groups of duplicates, to be shown.
 
-    Those under several labels come first, then the largest. Within a group one image of each label
-    comes first.
+    Those under several labels come first, then the others, the largest first of both.
     """
     codes, _ = encode(found.labels)
-    chosen, others = [], []
-    for group in duplicates.members(copies):
-        firsts = np.sort(np.unique(codes[group], return_index=True)[1])
-        if len(firsts) > 1:
-            chosen.append(np.concatenate([group[firsts], np.delete(group, firsts)]))
-        elif len(others) < MOST_GROUPS_SHOWN:
-            others.append(group)
-        if len(chosen) == MOST_GROUPS_SHOWN:
-            break
-    return [*chosen, *others][:MOST_GROUPS_SHOWN]
+    conflicts = sorted(duplicates.conflicts(copies.alike, codes), key=len, reverse=True)
+    several = {copies.alike[group[0]] for group in conflicts}
+    others = (
+        group for group in duplicates.members(copies) if copies.alike[group[0]] not in several
+    )
+    labelled = (_each_label_first(group, codes) for group in conflicts)
+    return list(itertools.islice(itertools.chain(labelled, others), MOST_GROUPS_SHOWN))
+
+
+def _each_label_first(group: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Of each label one image first: further copies under the same label are no news."""
+    firsts = np.sort(np.unique(codes[group], return_index=True)[1])
+    return np.concatenate([group[firsts], np.delete(group, firsts)])
 
 
 def describe_duplicates(
@@ -422,17 +424,16 @@ def describe_duplicates(
     if not kinds:
         return ["duplicates: none"]
     lines = [f"duplicates: {', '.join(kinds)}; {DUPLICATES_FILE} lists them"]
-    for title, conflicts, sign in (
-        ("images with more than one label", duplicates.conflicts, "="),
-        ("groups of near duplicates with more than one label", duplicates.near_conflicts, "~"),
+    exact = duplicates.conflicts(copies.copy_of, codes)
+    near = duplicates.near_conflicts(copies, codes)
+    for title, groups, sign in (
+        ("images with more than one label", exact, "="),
+        ("groups of near duplicates with more than one label", near, "~"),
     ):
-        groups = conflicts(copies, codes)
         if groups:
             lines.append(f"{title}: {len(groups)}")
-        for members in groups[:MOST_CONFLICTS_PRINTED]:
-            # One of each label first: further copies under the same label are no news.
-            firsts = np.sort(np.unique(codes[members], return_index=True)[1])
-            shown = np.concatenate([members[firsts], np.delete(members, firsts)])
+        for group in groups[:MOST_CONFLICTS_PRINTED]:
+            shown = _each_label_first(group, codes)
             named = (f"{found.names[index]} ({found.labels[index]})" for index in shown)
             lines.append("  " + f" {sign} ".join(itertools.islice(named, MOST_OF_A_GROUP_SHOWN)))
         if len(groups) > MOST_CONFLICTS_PRINTED:

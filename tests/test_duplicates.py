@@ -160,8 +160,11 @@ def test_copies_and_near_duplicates_are_counted_apart():
 def test_conflicts_are_contents_of_several_labels():
     found = find(list("aabbccd"), [0] * 7, None)
     labels = np.array([0, 1, 1, 1, 2, 0, 0])
-    assert [group.tolist() for group in duplicates.conflicts(found, labels)] == [[0, 1], [4, 5]]
-    assert duplicates.conflicts(found, np.zeros(7, int)) == []
+    assert [group.tolist() for group in duplicates.conflicts(found.copy_of, labels)] == [
+        [0, 1],
+        [4, 5],
+    ]
+    assert duplicates.conflicts(found.copy_of, np.zeros(7, int)) == []
 
 
 def test_near_conflicts_are_near_duplicates_of_several_labels():

@@ -178,31 +178,13 @@ def members(duplicates: Duplicates) -> Iterator[np.ndarray]:
         yield listed[order[starts[group] : starts[group] + lengths[group]]]
 
 
-def conflicts(duplicates: Duplicates, labels: np.ndarray) -> list[np.ndarray]:
-    """The indices of the images of each content that has several labels.
+def conflicts(groups: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """The indices of the images of each group that has several labels.
 
     Args:
-        duplicates: of the images.
+        groups: (images,), number of each one's group: `copy_of` or `alike` of Duplicates.
         labels: (images,), numbers from 0.
     """
-    return _of_several(duplicates.copy_of, labels)
-
-
-def near_conflicts(duplicates: Duplicates, labels: np.ndarray) -> list[np.ndarray]:
-    """The indices of the images of each group of near duplicates that has several labels.
-
-    Where they differ in what the labels are about, as a crack, all may be right.
-
-    Args:
-        duplicates: of the images.
-        labels: (images,), numbers from 0.
-    """
-    groups = _of_several(duplicates.alike, labels)
-    return [group for group in groups if np.ptp(duplicates.copy_of[group])]
-
-
-def _of_several(groups: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-    """The indices of the images of each group, a number for each image, that has several labels."""
     classes = int(labels.max(initial=0)) + 1
     listed = np.flatnonzero(np.bincount(groups)[groups] > 1)
     pairs = np.unique(groups[listed].astype(np.int64) * classes + labels[listed])
@@ -211,6 +193,19 @@ def _of_several(groups: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
     order = order[np.argsort(groups[order], kind="stable")]
     starts = np.flatnonzero(np.diff(groups[order]))
     return np.split(order, starts + 1) if len(order) else []
+
+
+def near_conflicts(duplicates: Duplicates, labels: np.ndarray) -> list[np.ndarray]:
+    """The indices of the images of each group of near duplicates that has several labels.
+
+    All may be right, where the images differ in what the labels are about, as by a crack.
+
+    Args:
+        duplicates: of the images.
+        labels: (images,), numbers from 0.
+    """
+    groups = conflicts(duplicates.alike, labels)
+    return [group for group in groups if np.ptp(duplicates.copy_of[group])]
 
 
 def counts(duplicates: Duplicates) -> dict[str, int]:
