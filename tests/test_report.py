@@ -404,10 +404,12 @@ def test_near_duplicates_that_were_not_looked_for_are_not_counted(found):
         ["Groups of near duplicates", "12"],
         ["Images that are near duplicates of another", "15"],
         ["Groups of identical images with differing labels", "1"],
+        ["Groups of near duplicates with differing labels", "3"],
         ["Images with a copy or near duplicate in one of the source's own splits", "5"],
     ]
     rows = views.duplicates_table(with_params(found, "split", near_duplicate_distance=None)).rows
     assert ["Groups of near duplicates", "not looked for"] in rows
+    assert ["Groups of near duplicates with differing labels", "not looked for"] in rows
     assert ["Groups of identical images", "3"] in rows
 
 
